@@ -1,0 +1,69 @@
+"""The definition of truth: products in plain Python integers, with no tensor arithmetic at all.
+
+Slow on purpose. Every backend is held against it, extremes included.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from attribution.errors import NotRepresentable, ShapeMismatch
+
+_E_MIN = -112
+
+
+def round_half_even(x: Fraction) -> int:
+    """Nearest integer, ties to even."""
+    return round(x)
+
+
+def float32_of(x: Fraction) -> float:
+    """x rounded once to binary32, ties to even, subnormals kept, overflow to infinity."""
+    if x == 0:
+        return 0.0
+    magnitude = abs(x)
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    if magnitude < Fraction(2) ** exponent:
+        exponent -= 1
+    ulp = max(exponent - 23, -149)
+    scaled = round_half_even(magnitude / Fraction(2) ** ulp)
+    if scaled * Fraction(2) ** ulp >= Fraction(2) ** 128:
+        return math.copysign(math.inf, x)
+    return math.copysign(math.ldexp(scaled, ulp), x)
+
+
+def quantise_row(row: list[float]) -> tuple[list[int], int]:
+    """(integers, exponent) of one row, by the definition."""
+    largest = max((abs(Fraction(v)) if math.isfinite(v) else Fraction(2) ** 200 for v in row), default=Fraction(0))
+    if largest >= Fraction(2) ** 101:
+        raise NotRepresentable("a row holds an infinity, a NaN or a magnitude of 2^101 or more")
+    e = _E_MIN
+    while largest >= Fraction(2) ** (e + 13):
+        e += 1
+    return [round_half_even(Fraction(v) / Fraction(2) ** e) for v in row], e
+
+
+def oracle_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`matmul(a, b)` by its definition, in integers and fractions. Any device; the result is on the CPU."""
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        raise ShapeMismatch(f"cannot multiply {tuple(a.shape)} by {tuple(b.shape)}")
+    rows = [quantise_row(_floats(row)) for row in a.detach().cpu()]
+    columns = [quantise_row(_floats(column)) for column in b.detach().cpu().t()]
+    out = torch.zeros(a.shape[0], b.shape[1], dtype=torch.float32)
+    for i, (qa, ea) in enumerate(rows):
+        for j, (qb, eb) in enumerate(columns):
+            total = sum(x * y for x, y in zip(qa, qb, strict=True))
+            value = float32_of(Fraction(total))
+            for e in (ea, eb):
+                value = value if math.isinf(value) else float32_of(Fraction(value) * Fraction(2) ** e)
+            out[i, j] = value
+    return out + 0.0
+
+
+def _floats(row: Tensor) -> list[float]:
+    return [struct.unpack("<f", struct.pack("<f", v))[0] if math.isfinite(v) else v for v in row.tolist()]

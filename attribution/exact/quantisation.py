@@ -1,0 +1,73 @@
+"""Block fixed point: a row of binary32 numbers as 14-bit integers with one exponent.
+
+docs/exact-arithmetic.md, section "Quantise", is the specification.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from attribution.errors import ShapeMismatch
+from attribution.exact.bits import magnitude_exponent, pow2, pow2_64, row_magnitude
+
+BITS = 14
+Q_MAX = 1 << (BITS - 1)
+
+
+def quantise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """Quantise float32 `x` along the contracted axis `dim`.
+
+    Returns (q, e): q float32 integers of x's shape, |q| <= 8192, without negative zeros; e int32 of x's
+    shape with size 1 at `dim`, -112 <= e <= 88. `q * 2^e` is x rounded half-even to the grid 2^e, where e is
+    the smallest exponent with max|x| < 2^(e+13) (not below -112). Runs on the device of x.
+
+    Raises NotRepresentable for infinities, NaN and magnitudes of 2^101 or more, ShapeMismatch for another
+    dtype or for a tensor without dimensions.
+    """
+    if x.dtype != torch.float32 or x.dim() == 0:
+        raise ShapeMismatch("quantise takes a float32 tensor of one dimension or more")
+    q, e = to_grid(x, dim)
+    return q.add_(0.0), e
+
+
+def to_grid(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """`quantise` without the checks of its arguments; q may hold negative zeros."""
+    e = magnitude_exponent(row_magnitude(x, dim)).sub_(BITS - 1)
+    return torch.mul(x, pow2(-e)).round_(), e
+
+
+@dataclass(slots=False, frozen=True)
+class Block:
+    """Rows quantised along their last axis, with the forms that products want made on first use."""
+
+    q: Tensor
+    e: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Block:
+        """Quantise x (..., K) along its last axis."""
+        return cls(*to_grid(x))
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """2^e, float32 (..., 1)."""
+        return pow2(self.e)
+
+    @cached_property
+    def value(self) -> Tensor:
+        """q * 2^e, float32: exact, for q has 14 bits and e is at least -112."""
+        return self.q * self.scale
+
+    @cached_property
+    def q64(self) -> Tensor:
+        """q as float64."""
+        return self.q.double()
+
+    @cached_property
+    def scale64(self) -> Tensor:
+        """2^e, float64 (..., 1)."""
+        return pow2_64(self.e)

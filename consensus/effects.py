@@ -1,0 +1,163 @@
+"""Everything a replica asks its driver to do, in the order it must be done.
+
+`Replica.step` returns at most one `Persist`, then every `Send`, then `Deliver`, then timers, requests and reports.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from consensus.inputs import TimerKind
+from consensus.messages import Message
+from consensus.types import Block, CommitProof, SyncInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """One atomic write, finished before any later effect of the same step is started.
+
+    Attributes:
+        sync: the write must reach the disk (fsync) first, because a signature depends on it.
+        record: bytes of the whole safety record (`SafetyRecord.to_bytes`), or None when it did not change.
+        certificates: the high QC, last TC and highest CC, replacing the stored ones, or None when unchanged.
+        blocks: uncommitted blocks to store by id.
+        committed: blocks now final, oldest first, contiguous by height: index them by height.
+        proof: proof of the last block of `committed`; stored with it. None iff `committed` is empty.
+        reveals: with `committed`, per validator index the (count, last reveal) on the chain up to the last of it.
+        forgotten: ids of stored uncommitted blocks that can be deleted (now committed or abandoned).
+    """
+
+    sync: bool
+    record: bytes | None
+    certificates: SyncInfo | None
+    blocks: tuple[Block, ...]
+    committed: tuple[Block, ...]
+    proof: CommitProof | None
+    reveals: tuple[tuple[int, bytes], ...]
+    forgotten: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send to one validator, or with `to` None to all others. Losing one is allowed; order is not assumed."""
+
+    to: bytes | None
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """These blocks are final: execute them in this order. `proof` proves the last, and through it the others.
+
+    A batch they name may still be missing locally; fetching it is then the driver's task, and execution waits.
+    """
+
+    blocks: tuple[Block, ...]
+    proof: CommitProof
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Fire `TimerFired(kind)` at `at_ms` (the clock of `now_ms`), replacing that kind's timer; None cancels it."""
+
+    kind: TimerKind
+    at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPayload:
+    """This replica leads `round`: answer with `PayloadOffered(round, ...)`, soon, even with nothing.
+
+    Attributes:
+        round: the round to propose in.
+        parent_id: block that will be extended.
+        uncommitted_payload: digests already in its uncommitted ancestors; do not offer them again.
+        empty_only: the chain is too far ahead of execution: offer nothing.
+    """
+
+    round: int
+    parent_id: bytes
+    uncommitted_payload: tuple[bytes, ...]
+    empty_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPayload:
+    """Make these batches available: answer `PayloadAvailable` at once for those held, fetch the others.
+
+    Repeated with back-off and growing `sources` until available or no longer needed; a repeat replaces the request.
+    """
+
+    digests: tuple[bytes, ...]
+    sources: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBlock:
+    """Ask each source for a block and its ancestors above `known_height`, newest 16 at most (`BlocksMessage`)."""
+
+    block_id: bytes
+    known_height: int
+    sources: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A verified certificate shows `target_height` committed elsewhere: fetch the range by height (`BlocksSynced`)."""
+
+    committed_height: int
+    target_height: int
+    sources: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Misbehaved:
+    """A peer or validator broke the rules.
+
+    Attributes:
+        peer: the sender for malformed or unverifiable messages; the signer when `evidence` proves it; None unknown.
+        reason: short stable phrase.
+        evidence: two conflicting signed objects in canonical bytes, or None.
+    """
+
+    peer: bytes | None
+    reason: str
+    evidence: tuple[bytes, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """This node's execution differs from a header's claim at `height`.
+
+    With `committed` a quorum stands behind the other result: this replica stops proposing and voting, and an operator
+    must restore its state. Without it one proposer is wrong; it gets no vote.
+    """
+
+    height: int
+    block_id: bytes
+    expected_state_digest: bytes
+    state_digest: bytes
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """No commit for a long time although there is work; `round` and `rounds_since_commit` say how bad it is."""
+
+    round: int
+    rounds_since_commit: int
+    reason: str
+
+
+Effect: TypeAlias = (
+    Persist
+    | Send
+    | Deliver
+    | SetTimer
+    | RequestPayload
+    | FetchPayload
+    | FetchBlock
+    | Behind
+    | Misbehaved
+    | Diverged
+    | Stalled
+)

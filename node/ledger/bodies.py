@@ -1,0 +1,231 @@
+"""The kinds of transaction: one frozen dataclass for each, and the literal table from kind number to class.
+
+Numbers are grouped by family with gaps, and are never given twice. A thing that a transaction creates (datanet, contribution,
+adapter) is named by the transaction's hash; a base by its content hash; an inference by its voucher's digest.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from node.ledger.errors import MalformedError
+from node.ledger.fields import Rule, U32_MAX, blob, fixed, many, nested, text, uint
+from node.ledger.openings import OPENING_BYTES_MAX, TOKENS_MAX, Voucher
+from node.ledger.records import RECORDS_BYTES_MAX, RECORDS_MAX, RECORD_TOKENS_MAX
+from node.ledger.results import (
+    ADDRESS_BYTES,
+    HASH_BYTES,
+    SALT_BYTES,
+    SHARES_RULE,
+    STATUS_MAX,
+    AuditResult,
+    Shares,
+)
+
+SIGNATURE_BYTES = 64
+NAME_BYTES_MAX = 64
+DESCRIPTION_BYTES_MAX = 1_024
+RECIPE_BYTES_MAX = 4_096
+LICENCES_MAX = 16
+CONTRIBUTIONS_MAX = 512
+BLOB_BYTES_MAX = 1 << 40
+ATTEMPT_MAX = U32_MAX
+
+_SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+
+
+def licence() -> Rule:
+    """An SPDX licence identifier by its form ("CC-BY-4.0", "LicenseRef-Own"); the list itself is not on the ledger."""
+
+    def check(value: object, where: str) -> str:
+        if type(value) is not str or not _SPDX.fullmatch(value):
+            raise MalformedError(f"{where}: not an SPDX identifier", where)
+        return value
+
+    return {"check": check}
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Move `amount` units from the sender to the account `to`."""
+
+    KIND: ClassVar[int] = 1
+    NAME: ClassVar[str] = "transfer"
+    to: bytes = field(metadata=fixed(ADDRESS_BYTES))
+    amount: int = field(metadata=uint(minimum=1))
+
+
+@dataclass(frozen=True, slots=True)
+class DatanetCreate:
+    """Open a datanet that accepts contributions under the listed SPDX licences (distinct, ascending)."""
+
+    KIND: ClassVar[int] = 10
+    NAME: ClassVar[str] = "datanet_create"
+    name: str = field(metadata=text(NAME_BYTES_MAX))
+    licences: tuple[str, ...] = field(metadata=many(licence(), LICENCES_MAX, 1))
+    description: str = field(metadata=text(DESCRIPTION_BYTES_MAX, empty=True))
+
+    def __post_init__(self) -> None:
+        if list(self.licences) != sorted(set(self.licences)):
+            raise MalformedError("licences are not distinct and ascending", "licences")
+
+
+@dataclass(frozen=True, slots=True)
+class ContributionSubmit:
+    """Put records (a blob, see `node.ledger.records`) into a datanet. Needs storage receipts."""
+
+    KIND: ClassVar[int] = 20
+    NAME: ClassVar[str] = "contribution"
+    datanet: bytes = field(metadata=fixed(HASH_BYTES))
+    records_root: bytes = field(metadata=fixed(HASH_BYTES))
+    record_count: int = field(metadata=uint(RECORDS_MAX, 1))
+    token_count: int = field(metadata=uint(RECORDS_MAX * RECORD_TOKENS_MAX, 1))
+    blob_digest: bytes = field(metadata=fixed(HASH_BYTES))
+    blob_bytes: int = field(metadata=uint(RECORDS_BYTES_MAX, 1))
+    licence: str = field(metadata=licence())
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRegister:
+    """Name a base model by its content hash; active once > 2/3 of stake holds it."""
+
+    KIND: ClassVar[int] = 30
+    NAME: ClassVar[str] = "base_register"
+    base_hash: bytes = field(metadata=fixed(HASH_BYTES))
+    name: str = field(metadata=text(NAME_BYTES_MAX))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPublish:
+    """Publish a LoRA adapter with the contributions it was trained on, in training order, and its index root.
+
+    `recipe` is the canonical encoding of the training recipe; `adapter_hash` is over the tensors, `blob_digest` over the file.
+    """
+
+    KIND: ClassVar[int] = 31
+    NAME: ClassVar[str] = "adapter_publish"
+    name: str = field(metadata=text(NAME_BYTES_MAX))
+    base_hash: bytes = field(metadata=fixed(HASH_BYTES))
+    contributions: tuple[bytes, ...] = field(metadata=many(fixed(HASH_BYTES), CONTRIBUTIONS_MAX, 1))
+    recipe: bytes = field(metadata=blob(RECIPE_BYTES_MAX))
+    adapter_hash: bytes = field(metadata=fixed(HASH_BYTES))
+    blob_digest: bytes = field(metadata=fixed(HASH_BYTES))
+    blob_bytes: int = field(metadata=uint(BLOB_BYTES_MAX, 1))
+    index_root: bytes = field(metadata=fixed(HASH_BYTES))
+
+    def __post_init__(self) -> None:
+        if len(set(self.contributions)) != len(self.contributions):
+            raise MalformedError("a contribution is listed twice", "contributions")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Duty of a validator: it holds this base (`index_root` empty), or this adapter and rebuilt this index root."""
+
+    KIND: ClassVar[int] = 32
+    NAME: ClassVar[str] = "held"
+    artefact: bytes = field(metadata=fixed(HASH_BYTES))
+    index_root: bytes = field(metadata=fixed(0, HASH_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderBond:
+    """Add `amount` units to the sender's bond as a provider, under this name."""
+
+    KIND: ClassVar[int] = 40
+    NAME: ClassVar[str] = "provider_bond"
+    amount: int = field(metadata=uint(minimum=1))
+    name: str = field(metadata=text(NAME_BYTES_MAX))
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRecord:
+    """Record an answered voucher, by its provider: the fee moves from the user into escrow."""
+
+    KIND: ClassVar[int] = 41
+    NAME: ClassVar[str] = "inference_record"
+    voucher: Voucher = field(metadata=nested(Voucher))
+    voucher_signature: bytes = field(metadata=fixed(SIGNATURE_BYTES))
+    output_commitment: bytes = field(metadata=fixed(HASH_BYTES))
+    prompt_tokens: int = field(metadata=uint(TOKENS_MAX))
+    output_tokens: int = field(metadata=uint(TOKENS_MAX))
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceReveal:
+    """Answer to an audit draw: the blob with prompt, output and salts. Needs storage receipts."""
+
+    KIND: ClassVar[int] = 42
+    NAME: ClassVar[str] = "inference_reveal"
+    inference: bytes = field(metadata=fixed(HASH_BYTES))
+    blob_digest: bytes = field(metadata=fixed(HASH_BYTES))
+    blob_bytes: int = field(metadata=uint(OPENING_BYTES_MAX, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class AttestCommit:
+    """Duty of a validator: commit to a result (`results.attestation_commitment`) in this attempt (0 is the first)."""
+
+    KIND: ClassVar[int] = 50
+    NAME: ClassVar[str] = "attest_commit"
+    inference: bytes = field(metadata=fixed(HASH_BYTES))
+    attempt: int = field(metadata=uint(ATTEMPT_MAX))
+    commitment: bytes = field(metadata=fixed(HASH_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class AttestOpen:
+    """Duty of a validator that committed in this attempt: the result and the salt behind its commitment."""
+
+    KIND: ClassVar[int] = 51
+    NAME: ClassVar[str] = "attest_open"
+    inference: bytes = field(metadata=fixed(HASH_BYTES))
+    attempt: int = field(metadata=uint(ATTEMPT_MAX))
+    status_code: int = field(metadata=uint(STATUS_MAX))
+    result_hash: bytes = field(metadata=fixed(HASH_BYTES))
+    shares: Shares = field(metadata=SHARES_RULE)
+    salt: bytes = field(metadata=fixed(SALT_BYTES))
+
+    def result(self) -> AuditResult:
+        """The attested result; raises :class:`MalformedError` for shares that cannot be paid."""
+        return AuditResult(self.status_code, self.result_hash, self.shares)
+
+    def __post_init__(self) -> None:
+        self.result()
+
+
+Body = (
+    Transfer
+    | DatanetCreate
+    | ContributionSubmit
+    | BaseRegister
+    | AdapterPublish
+    | Held
+    | ProviderBond
+    | InferenceRecord
+    | InferenceReveal
+    | AttestCommit
+    | AttestOpen
+)
+
+BODIES: dict[int, type[Any]] = {
+    1: Transfer,
+    10: DatanetCreate,
+    20: ContributionSubmit,
+    30: BaseRegister,
+    31: AdapterPublish,
+    32: Held,
+    40: ProviderBond,
+    41: InferenceRecord,
+    42: InferenceReveal,
+    50: AttestCommit,
+    51: AttestOpen,
+}
+
+DUTY_KINDS = frozenset({Held.KIND, AttestCommit.KIND, AttestOpen.KIND})
+"""Sent by validators without fee or nonce; valid only while the duty is owed."""
+
+STORED_KINDS = frozenset({ContributionSubmit.KIND, InferenceReveal.KIND})
+"""Included only with storage receipts from > 2/3 of stake."""

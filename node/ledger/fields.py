@@ -1,0 +1,155 @@
+"""Frozen dataclasses to canonical lists and back, every field checked by a rule named beside it.
+
+A field is declared as ``amount: int = field(metadata=uint())``: the metadata holds the check that both admits a decoded
+value and turns lists into tuples. Anything else than the exact type, size and range is a :class:`MalformedError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from consensus.codec import CodecError, decode, encode
+from node.ledger.errors import MalformedError
+
+Check = Callable[[object, str], Any]
+Rule = Mapping[str, Check]
+T = TypeVar("T")
+
+U32_MAX = 2**32 - 1
+U63_MAX = 2**63 - 1
+"""Amounts, heights and times stay below 2^63, so that any two of them still add up within 64 bits."""
+
+
+def _rule(check: Check) -> Rule:
+    return {"check": check}
+
+
+def uint(maximum: int = U63_MAX, minimum: int = 0) -> Rule:
+    """An integer in [minimum, maximum]; booleans are not integers here."""
+
+    def check(value: object, where: str) -> int:
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise MalformedError(f"{where}: not an integer in [{minimum}, {maximum}]", where)
+        return value
+
+    return _rule(check)
+
+
+def fixed(*sizes: int) -> Rule:
+    """Bytes of exactly one of these sizes."""
+
+    def check(value: object, where: str) -> bytes:
+        if type(value) is not bytes or len(value) not in sizes:
+            raise MalformedError(f"{where}: not bytes of size {' or '.join(map(str, sizes))}", where)
+        return value
+
+    return _rule(check)
+
+
+def blob(bytes_max: int) -> Rule:
+    """Bytes, at most ``bytes_max`` of them."""
+
+    def check(value: object, where: str) -> bytes:
+        if type(value) is not bytes or len(value) > bytes_max:
+            raise MalformedError(f"{where}: not at most {bytes_max} bytes", where)
+        return value
+
+    return _rule(check)
+
+
+def text(bytes_max: int, empty: bool = False) -> Rule:
+    """Printable text of at most ``bytes_max`` UTF-8 bytes; not empty unless told so."""
+
+    def check(value: object, where: str) -> str:
+        if type(value) is not str or not value.isprintable() or (not value and not empty):
+            raise MalformedError(f"{where}: not printable text", where)
+        if len(value.encode("utf-8", "surrogatepass")) > bytes_max:
+            raise MalformedError(f"{where}: text over {bytes_max} bytes", where)
+        return value
+
+    return _rule(check)
+
+
+def many(rule: Rule, count_max: int, count_min: int = 0) -> Rule:
+    """A tuple of values that each obey ``rule``."""
+    item = rule["check"]
+
+    def check(value: object, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple) or not count_min <= len(value) <= count_max:
+            raise MalformedError(f"{where}: not a list of {count_min} to {count_max} entries", where)
+        return tuple([item(entry, where) for entry in value])
+
+    return _rule(check)
+
+
+def row(*rules: Rule) -> Rule:
+    """A tuple with one value for each rule."""
+    checks = [rule["check"] for rule in rules]
+
+    def check(value: object, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple) or len(value) != len(checks):
+            raise MalformedError(f"{where}: not a list of {len(checks)} values", where)
+        return tuple([item(entry, where) for item, entry in zip(checks, value, strict=True)])
+
+    return _rule(check)
+
+
+def nested(cls: type[Any]) -> Rule:
+    """Another dataclass of this kind, as the list of its fields."""
+
+    def check(value: object, where: str) -> Any:
+        return value if type(value) is cls else unpack(cls, value, where)
+
+    return _rule(check)
+
+
+@lru_cache(maxsize=256)
+def _checks(cls: type[Any]) -> tuple[tuple[str, Check], ...]:
+    return tuple((entry.name, entry.metadata["check"]) for entry in dataclasses.fields(cls))
+
+
+def pack(value: object) -> object:
+    """The canonical list form of a dataclass, with tuples as lists."""
+    if isinstance(value, tuple):
+        return [pack(entry) for entry in value]
+    if dataclasses.is_dataclass(value):
+        return [pack(getattr(value, name)) for name, _ in _checks(type(value))]
+    return value
+
+
+def unpack(cls: type[T], value: object, where: str = "") -> T:
+    """Build ``cls`` from its list form; its own ``__post_init__`` may refuse further with :class:`MalformedError`."""
+    where = where or cls.__name__
+    checks = _checks(cls)
+    if not isinstance(value, list | tuple) or len(value) != len(checks):
+        raise MalformedError(f"{where}: not a list of {len(checks)} fields", where)
+    return cls(*[check(entry, f"{where}.{name}") for (name, check), entry in zip(checks, value, strict=True)])
+
+
+def validate(value: T) -> T:
+    """Check a dataclass built in memory by the same rules as a decoded one; raises :class:`MalformedError`."""
+    cls = type(value)
+    for name, check in _checks(cls):
+        check(getattr(value, name), f"{cls.__name__}.{name}")
+    return value
+
+
+def to_bytes(value: object) -> bytes:
+    """Canonical bytes of a dataclass."""
+    return encode(pack(value))
+
+
+def from_bytes(cls: type[T], data: bytes, bytes_max: int) -> T:
+    """Decode canonical bytes into ``cls``; raises :class:`MalformedError` for anything else."""
+    return unpack(cls, decode_list(data, bytes_max, cls.__name__))
+
+
+def decode_list(data: bytes, bytes_max: int, where: str) -> object:
+    """Decode canonical bytes with the codec's refusals turned into :class:`MalformedError`."""
+    try:
+        return decode(data, bytes_max)
+    except CodecError as error:
+        raise MalformedError(f"{where}: {error}", where) from error

@@ -1,0 +1,131 @@
+"""The HTTP server: Starlette on Hypercorn's trio connections, inside the caller's nursery.
+
+Hypercorn's own accept loop is replaced by ours (`serve_rpc`) for what it does not do: a limit on connections, a fault
+in one connection that cannot end the daemon, and a shutdown that does not wait for peers who have stopped reading
+(Hypercorn writes in a shielded scope, which only closing the socket ends).
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from node.config import RpcSection
+from node.errors import AddressUnavailable
+from node.rpc.app import build_app
+from node.rpc.backend import Backend
+
+_log = structlog.get_logger("rpc")
+
+SHUTDOWN_GRACE_S = 0.5
+"""How long requests in progress may go on once the node stops; then their connections are closed."""
+
+_KEEP_ALIVE_S = 20
+_HEADER_BYTES_MAX = 16 * 1024
+_BACKLOG = 128
+
+
+async def serve_rpc(
+    backend: Backend,
+    config: RpcSection,
+    shutdown: trio.Event,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until ``shutdown`` is set or the scope is cancelled; then end within a second, whatever clients do.
+
+    Reports the bound URL (``http://127.0.0.1:7550``, with the real port) through ``task_status``:
+    ``url = await nursery.start(serve_rpc, backend, config, shutdown)``.
+    Raises `AddressUnavailable` where it cannot listen.
+    """
+    listener = await _listen(config)
+    host, port = listener.socket.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    connections: set[trio.SocketStream] = set()
+    context = WorkerContext(None)
+    serve_connection = partial(
+        _serve_connection,
+        ASGIWrapper(build_app(backend, config)),
+        _hypercorn_config(),
+        context,
+        config.connections_max,
+        connections,
+    )
+    async with listener, trio.open_nursery() as handlers:
+        try:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(partial(trio.serve_listeners, serve_connection, [listener], handler_nursery=handlers))
+                task_status.started(url)
+                await shutdown.wait()
+                accepting.cancel_scope.cancel()
+            # Idle connections end at once; those with a request in progress get the grace.
+            await context.terminated.set()
+            with trio.move_on_after(SHUTDOWN_GRACE_S):
+                while connections:
+                    await trio.sleep(0.02)
+        finally:
+            # Also when cancelled from outside: what is shielded ends only with its socket.
+            for connection in connections:
+                connection.socket.close()
+            handlers.cancel_scope.cancel()
+
+
+async def _listen(config: RpcSection) -> trio.SocketListener:
+    try:
+        listeners = await trio.open_tcp_listeners(config.port, host=config.host, backlog=_BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AddressUnavailable(config.host, config.port, reason) from error
+    # A name such as "localhost" may stand for several addresses; with port 0 each would get a port of its own.
+    for other in listeners[1:]:
+        await other.aclose()
+    return listeners[0]
+
+
+async def _serve_connection(
+    app: ASGIWrapper,
+    hypercorn: HypercornConfig,
+    context: WorkerContext,
+    connections_max: int,
+    connections: set[trio.SocketStream],
+    stream: trio.SocketStream,
+) -> None:
+    if len(connections) >= connections_max:
+        await _refuse(stream)
+        return
+    connections.add(stream)
+    try:
+        # The application needs its connection to cut off a client that neither reads nor stops sending.
+        state = ConnectionState({"connection": stream})
+        await TCPServer(app, hypercorn, context, state, stream).run()  # type: ignore[arg-type]
+    except Exception as error:
+        # One client's connection must never end the daemon's nursery; h11 and h2 raise what they like.
+        _log.warning("rpc.connection_failed", error=repr(error))
+    finally:
+        connections.discard(stream)
+        stream.socket.close()
+
+
+async def _refuse(stream: trio.SocketStream) -> None:
+    """Answer a connection over the limit without reading from it."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.move_on_after(1):
+        await stream.send_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    stream.socket.close()
+
+
+def _hypercorn_config() -> HypercornConfig:
+    config = HypercornConfig()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.include_server_header = False
+    config.h11_max_incomplete_size = _HEADER_BYTES_MAX
+    config.keep_alive_timeout = _KEEP_ALIVE_S
+    return config

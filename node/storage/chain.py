@@ -1,0 +1,226 @@
+"""The chain on disk: blocks, batches, proofs, the safety record, the state and what execution said.
+
+Keys are a letter and a name:
+
+    b block id       block                      h height     id of the committed block
+    u block id       empty: not committed yet   q height     proof that this height is committed
+    p batch digest   batch                      o height     outcome of its execution
+    s ledger key     ledger value               t tx hash    (height, position) of an executed transaction
+    m name           single values: safety record, certificates, reveals, how far committed and executed
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from consensus import codec
+from consensus.effects import Persist
+from consensus.types import Block, CommitProof, SyncInfo, decode_block, decode_proof, decode_sync_info
+from consensus.types import encode_block, encode_proof, encode_sync_info
+from node.storage.database import Database
+from node.storage.errors import StorageError
+
+OUTCOME_BYTES_MAX = 64 << 20
+_SAFETY = b"msafety"
+_CERTIFICATES = b"mcertificates"
+_REVEALS = b"mreveals"
+_COMMITTED = b"mcommitted"
+_EXECUTED = b"mexecuted"
+_CHAIN_ID = b"mchain_id"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedHead:
+    """How far the ledger has come; `lthash` and `accumulator` continue it, in their own encodings."""
+
+    height: int
+    block_id: bytes
+    state_digest: bytes
+    accumulator_root: bytes
+    lthash: bytes
+    accumulator: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What execution of one block said: digest and roots after it, receipts in order."""
+
+    state_digest: bytes
+    receipts_root: bytes
+    accumulator_root: bytes
+    receipts: tuple[bytes, ...]
+
+
+class ChainStore:
+    """Typed access to a node's database; every method is one point read or one atomic write."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    # --- genesis ---
+
+    def chain_id(self) -> bytes | None:
+        """Return the chain this database belongs to, or None when it is new."""
+        return self._db.get(_CHAIN_ID)
+
+    def create(self, chain_id: bytes, genesis: Block, state: Mapping[bytes, bytes], head: ExecutedHead) -> None:
+        """Write the genesis state; nothing else may be stored before it."""
+        changes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in state.items()}
+        changes |= {
+            b"b" + genesis.id: encode_block(genesis),
+            b"h" + _height(0): genesis.id,
+            _COMMITTED: _height(0),
+            _EXECUTED: _encode_head(head),
+            _CHAIN_ID: chain_id,
+        }
+        self._db.write(changes, sync=True)
+
+    # --- consensus ---
+
+    def persist(self, effect: Persist) -> None:
+        """Perform a replica's `Persist`: one atomic write."""
+        changes: dict[bytes, bytes | None] = {}
+        if effect.record is not None:
+            changes[_SAFETY] = effect.record
+        if effect.certificates is not None:
+            changes[_CERTIFICATES] = encode_sync_info(effect.certificates)
+        for block_id in effect.forgotten:
+            # A committed block is forgotten as uncommitted only; an abandoned one goes for good.
+            changes[b"u" + block_id] = None
+            changes[b"b" + block_id] = None
+        for block in effect.blocks:
+            changes[b"b" + block.id] = encode_block(block)
+            changes[b"u" + block.id] = b""
+        for block in effect.committed:
+            changes[b"b" + block.id] = encode_block(block)
+            changes[b"u" + block.id] = None
+            changes[b"h" + _height(block.height)] = block.id
+        if effect.committed and effect.proof is not None:
+            last = effect.committed[-1]
+            changes[b"q" + _height(last.height)] = encode_proof(effect.proof)
+            changes[_COMMITTED] = _height(last.height)
+            changes[_REVEALS] = codec.encode([[count, reveal] for count, reveal in effect.reveals])
+        if changes:
+            self._db.write(changes, sync=effect.sync)
+
+    def safety_record(self) -> bytes | None:
+        """Return the stored safety record's bytes."""
+        return self._db.get(_SAFETY)
+
+    def certificates(self) -> SyncInfo | None:
+        """Return the stored certificates."""
+        data = self._db.get(_CERTIFICATES)
+        return None if data is None else decode_sync_info(data)
+
+    def reveals(self) -> tuple[tuple[int, bytes], ...]:
+        """Return (count, last reveal) per validator index at the committed height; empty at genesis."""
+        data = self._db.get(_REVEALS)
+        return () if data is None else tuple((count, last) for count, last in codec.decode(data, len(data)))
+
+    def uncommitted_blocks(self) -> tuple[Block, ...]:
+        """Return the stored blocks that are not committed, lowest height first."""
+        blocks = [self.block(block_id) for block_id, _ in self._db.scan(b"u")]
+        return tuple(sorted((block for block in blocks if block), key=lambda block: (block.height, block.id)))
+
+    def committed_height(self) -> int:
+        """Return the height of the last committed block."""
+        return int.from_bytes(self._need(_COMMITTED), "big")
+
+    def committed_id(self, height: int) -> bytes | None:
+        """Return the id of the committed block at `height`, or None."""
+        return self._db.get(b"h" + _height(height))
+
+    def block(self, block_id: bytes) -> Block | None:
+        """Return a stored block, or None."""
+        data = self._db.get(b"b" + block_id)
+        return None if data is None else decode_block(data)
+
+    def block_at(self, height: int) -> Block | None:
+        """Return the committed block at `height`, or None."""
+        block_id = self.committed_id(height)
+        return None if block_id is None else self.block(block_id)
+
+    def proof_at(self, height: int) -> CommitProof | None:
+        """Return the stored proof that `height` is committed; only the last block of each commit has one."""
+        data = self._db.get(b"q" + _height(height))
+        return None if data is None else decode_proof(data)
+
+    # --- batches ---
+
+    def put_batch(self, digest: bytes, batch: bytes) -> None:
+        """Store a batch, not synced: the next synced write covers it (one write-ahead log)."""
+        self._db.write({b"p" + digest: batch}, sync=False)
+
+    def batch(self, digest: bytes) -> bytes | None:
+        """Return a stored batch's bytes, or None."""
+        return self._db.get(b"p" + digest)
+
+    # --- ledger ---
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a ledger value at the executed height (node.ledger.state.StateReader)."""
+        return self._db.get(b"s" + key)
+
+    def executed(self) -> ExecutedHead:
+        """Return how far the ledger has come."""
+        return _decode_head(self._need(_EXECUTED))
+
+    def record_execution(
+        self,
+        head: ExecutedHead,
+        changes: Mapping[bytes, bytes | None],
+        outcome: Outcome,
+        tx_hashes: Sequence[bytes],
+    ) -> None:
+        """Write state, outcome and height of one executed block in one atomic write.
+
+        Not synced: a lost tail is executed again from blocks that are.
+        """
+        writes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in changes.items()}
+        writes[b"o" + _height(head.height)] = codec.encode(
+            [outcome.state_digest, outcome.receipts_root, outcome.accumulator_root, list(outcome.receipts)]
+        )
+        for position, tx_hash in enumerate(tx_hashes):
+            writes[b"t" + tx_hash] = codec.encode([head.height, position])
+        writes[_EXECUTED] = _encode_head(head)
+        self._db.write(writes, sync=False)
+
+    def outcome(self, height: int) -> Outcome | None:
+        """Return what execution of the block at `height` said, or None."""
+        data = self._db.get(b"o" + _height(height))
+        if data is None:
+            return None
+        state_digest, receipts_root, accumulator_root, receipts = codec.decode(data, OUTCOME_BYTES_MAX)
+        return Outcome(state_digest, receipts_root, accumulator_root, tuple(receipts))
+
+    def transaction_place(self, tx_hash: bytes) -> tuple[int, int] | None:
+        """Return (height, position among its block's receipts) of an executed transaction, or None."""
+        data = self._db.get(b"t" + tx_hash)
+        if data is None:
+            return None
+        height, position = codec.decode(data, 64)
+        return height, position
+
+    def scan_state(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield every ledger key and value, in key order."""
+        return self._db.scan(b"s")
+
+    def _need(self, key: bytes) -> bytes:
+        value = self._db.get(key)
+        if value is None:
+            raise StorageError(f"the database lacks {key[1:].decode()}; it was not created by this version")
+        return value
+
+
+def _height(height: int) -> bytes:
+    return height.to_bytes(8, "big")
+
+
+def _encode_head(head: ExecutedHead) -> bytes:
+    return codec.encode(
+        [head.height, head.block_id, head.state_digest, head.accumulator_root, head.lthash, head.accumulator]
+    )
+
+
+def _decode_head(data: bytes) -> ExecutedHead:
+    height, block_id, state_digest, accumulator_root, lthash, accumulator = codec.decode(data, len(data))
+    return ExecutedHead(height, block_id, state_digest, accumulator_root, lthash, accumulator)

@@ -1,0 +1,193 @@
+"""What nodes say to one another besides consensus messages: kinds, shapes, limits.
+
+Everything is a canonical array. Direct frames go between validators; requests may come from any peer that is
+let in; gossip reaches full nodes. Every decoder here reads from a hostile peer: it checks shape and size and
+raises WireError, which costs the peer that sent it.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from consensus import codec
+
+TRANSACTIONS_BYTES_MAX = 900 << 10
+TRANSACTIONS_MAX = 4096
+BLOB_PART_BYTES = 256 << 10
+RANGE_BLOCKS_MAX = 64
+RANGE_BYTES_MAX = 6 << 20
+BATCH_REQUEST_MAX = 64
+ID_BYTES = 32
+
+
+class Frame(IntEnum):
+    """Kinds of direct frames."""
+
+    CONSENSUS = 1
+    BATCH = 2
+    TRANSACTIONS = 3
+    STORAGE_RECEIPT = 4
+
+
+class Request(IntEnum):
+    """Kinds of requests."""
+
+    STATUS = 1
+    BLOCK = 2
+    RANGE = 3
+    BATCH = 4
+    BLOB = 5
+
+
+class Topic:
+    """Gossip topics."""
+
+    TRANSACTIONS = "tx"
+    BLOCKS = "block"
+
+
+class WireError(Exception):
+    """A peer sent bytes that are not of the agreed shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """How far a node has come: its last committed block."""
+
+    height: int
+    block_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedBlock:
+    """A block and the batches that its payload names, in that order."""
+
+    block: bytes
+    batches: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRange:
+    """Consecutive committed blocks, oldest first, and the proof that the last of them is committed."""
+
+    blocks: tuple[SyncedBlock, ...]
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StorageReceiptFrame:
+    """One validator's word, signed after fsync, that it holds a transaction's blob."""
+
+    blob_digest: bytes
+    blob_bytes: int
+    content_root: bytes
+    content_count: int
+    validator: bytes
+    signature: bytes
+
+
+def encode_transactions(transactions: list[bytes]) -> bytes:
+    """Return a frame or gossip message of raw transactions."""
+    return codec.encode(transactions)
+
+
+def decode_transactions(data: bytes) -> list[bytes]:
+    """Return raw transactions; raises WireError."""
+    match _decode(data, TRANSACTIONS_BYTES_MAX):
+        case list(rows) if len(rows) <= TRANSACTIONS_MAX and all(isinstance(row, bytes) for row in rows):
+            return rows
+    raise WireError("expected an array of transactions")
+
+
+def encode_announcement(announcement: Announcement) -> bytes:
+    """Return the gossip message and status answer."""
+    return codec.encode([announcement.height, announcement.block_id])
+
+
+def decode_announcement(data: bytes) -> Announcement:
+    """Return an announcement; raises WireError."""
+    match _decode(data, 128):
+        case [int(height), bytes(block_id)] if height >= 0 and len(block_id) == ID_BYTES:
+            return Announcement(height, block_id)
+    raise WireError("expected [height, block id]")
+
+
+def encode_range_request(from_height: int, blocks_max: int) -> bytes:
+    """Return the body of a RANGE request."""
+    return codec.encode([from_height, blocks_max])
+
+
+def decode_range_request(data: bytes) -> tuple[int, int]:
+    """Return (from_height, blocks_max); raises WireError."""
+    match _decode(data, 64):
+        case [int(from_height), int(blocks_max)] if from_height >= 1 and 1 <= blocks_max <= RANGE_BLOCKS_MAX:
+            return from_height, blocks_max
+    raise WireError(f"expected [from_height >= 1, 1..{RANGE_BLOCKS_MAX} blocks]")
+
+
+def encode_range(answer: BlockRange) -> bytes:
+    """Return the answer to a RANGE request."""
+    return codec.encode([[[row.block, list(row.batches)] for row in answer.blocks], answer.proof])
+
+
+def decode_range(data: bytes) -> BlockRange:
+    """Return blocks and proof, neither checked yet; raises WireError."""
+    match _decode(data, RANGE_BYTES_MAX * 2):
+        case [list(rows), bytes(proof)] if len(rows) <= RANGE_BLOCKS_MAX:
+            return BlockRange(tuple(_synced_block(row) for row in rows), proof)
+    raise WireError("expected [blocks, proof]")
+
+
+def _synced_block(row: object) -> SyncedBlock:
+    match row:
+        case [bytes(block), list(batches)] if all(isinstance(batch, bytes) for batch in batches):
+            return SyncedBlock(block, tuple(batches))
+    raise WireError("expected [block, batches]")
+
+
+def encode_blob_request(blob_digest: bytes, offset: int) -> bytes:
+    """Return the body of a BLOB request: one part of at most BLOB_PART_BYTES."""
+    return codec.encode([blob_digest, offset])
+
+
+def decode_blob_request(data: bytes) -> tuple[bytes, int]:
+    """Return (digest, offset); raises WireError."""
+    match _decode(data, 64):
+        case [bytes(blob_digest), int(offset)] if len(blob_digest) == ID_BYTES and offset >= 0:
+            return blob_digest, offset
+    raise WireError("expected [blob digest, offset]")
+
+
+def encode_storage_receipt(receipt: StorageReceiptFrame) -> bytes:
+    """Return the frame of a storage receipt."""
+    return codec.encode(
+        [
+            receipt.blob_digest,
+            receipt.blob_bytes,
+            receipt.content_root,
+            receipt.content_count,
+            receipt.validator,
+            receipt.signature,
+        ]
+    )
+
+
+def decode_storage_receipt(data: bytes) -> StorageReceiptFrame:
+    """Return a receipt whose signature is not checked yet; raises WireError."""
+    match _decode(data, 512):
+        case [bytes(blob), int(size), bytes(root), int(count), bytes(validator), bytes(signature)] if (
+            len(blob) == ID_BYTES
+            and len(root) in (0, ID_BYTES)
+            and len(validator) == ID_BYTES
+            and len(signature) == 64
+            and size >= 0
+            and count >= 0
+        ):
+            return StorageReceiptFrame(blob, size, root, count, validator, signature)
+    raise WireError("expected a storage receipt")
+
+
+def _decode(data: bytes, bytes_max: int) -> object:
+    try:
+        return codec.decode(data, bytes_max)
+    except codec.CodecError as error:
+        raise WireError(str(error)) from error
