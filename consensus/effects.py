@@ -65,7 +65,7 @@ class SetTimer:
 
 @dataclass(frozen=True, slots=True)
 class RequestPayload:
-    """This replica leads `round`: answer with `PayloadOffered(round, ...)`, soon, even with nothing.
+    """The replica leads `round`: answer with `PayloadOffered(round, ...)`, soon, even with nothing.
 
     Attributes:
         round: the round to propose in.
@@ -126,9 +126,9 @@ class Misbehaved:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """This node's execution differs from a header's claim at `height`.
+    """Our execution differs from a header's claim at `height`.
 
-    With `committed` a quorum stands behind the other result: this replica stops proposing and voting, and an operator
+    With `committed` a quorum stands behind the other result: the replica stops proposing and voting, and an operator
     must restore its state. Without it one proposer is wrong; it gets no vote.
     """
 

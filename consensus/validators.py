@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from consensus.codec import encode
 from consensus.digest import DIGEST_BYTES, digest
@@ -42,7 +43,7 @@ class ValidatorSet:
         if not 1 <= len(self.validators) <= VALIDATORS_MAX:
             raise ValueError(f"{len(self.validators)} validators; 1 to {VALIDATORS_MAX} are allowed")
         ids = [validator.id for validator in self.validators]
-        if any(left >= right for left, right in zip(ids, ids[1:], strict=False)):
+        if any(left >= right for left, right in pairwise(ids)):
             raise ValueError("validators must be sorted by id, each once")
         for validator in self.validators:
             if len(validator.id) != DIGEST_BYTES or len(validator.beacon_anchor) != DIGEST_BYTES:

@@ -109,4 +109,14 @@ class AddressUnavailable(NodeError):
         self.host = host
         self.port = port
         self.reason = reason
-        super().__init__(f"cannot listen on {host}:{port} ({reason}); set [rpc] host and port, 0 lets the system choose")
+        super().__init__(
+            f"cannot listen on {host}:{port} ({reason}); set [rpc] host and port, 0 lets the system choose"
+        )
+
+
+class BlobMissing(NodeError):
+    """A transaction names a blob that this node does not have. ``digest`` is the blob's name (32 bytes)."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+        super().__init__(f"blob {digest.hex()} is not here; bring it with blob_put first")

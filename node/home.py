@@ -11,6 +11,7 @@
     HOME/accounts/NAME.key      accounts of the command line, same format
     HOME/data/                  LevelDB
     HOME/blobs/  HOME/artefacts/  HOME/logs/
+    HOME/rpc.url                where the daemon's RPC answers, written when it listens
     HOME/node.lock              held (flock) by the running daemon
 """
 
@@ -90,6 +91,11 @@ class Home:
     def logs_path(self) -> Path:
         """Folder for logs that whoever launched the daemon redirects here."""
         return self.root / "logs"
+
+    @property
+    def rpc_url_path(self) -> Path:
+        """The URL of the running daemon's RPC, one line; stale once it stopped."""
+        return self.root / "rpc.url"
 
     @property
     def lock_path(self) -> Path:

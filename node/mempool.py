@@ -29,11 +29,12 @@ class Pooled:
 
 @dataclass(slots=True)
 class Mempool:
-    """Waiting transactions. Duties of validators (fee-exempt) come before everything that pays."""
+    """Waiting transactions. Duties of validators carry neither fee nor nonce and come before everything that pays."""
 
-    limits: MempoolSection = MempoolSection()
+    limits: MempoolSection = field(default_factory=MempoolSection)
     _by_hash: dict[bytes, Pooled] = field(default_factory=dict)
     _by_sender: dict[bytes, dict[int, Pooled]] = field(default_factory=dict)
+    _duties: dict[bytes, dict[bytes, Pooled]] = field(default_factory=dict)
     _bytes: int = 0
     _arrivals: int = 0
 
@@ -55,30 +56,28 @@ class Mempool:
         """
         if (known := self._by_hash.get(tx_hash)) is not None:
             return known
-        line = self._by_sender.setdefault(transaction.sender, {})
-        rival = line.get(transaction.nonce)
+        sender = transaction.sender
+        waiting = len(self._duties.get(sender, ())) if duty else len(self._by_sender.get(sender, ()))
+        rival = None if duty else self._by_sender.get(sender, {}).get(transaction.nonce)
         if rival is not None:
             fee_min = rival.transaction.fee + rival.transaction.fee * REPLACEMENT_PERCENT_MIN // 100 + 1
-            if not duty and transaction.fee < fee_min:
+            if transaction.fee < fee_min:
                 raise TransactionUnderpriced(fee_min)
             self._remove(rival)
-            line = self._by_sender.setdefault(transaction.sender, {})
-        elif len(line) >= self.limits.transactions_per_sender_max:
-            raise MempoolSenderFull(
-                transaction.sender,
-                self.limits.transactions_per_sender_max,
-                "the sender has too many transactions waiting",
-            )
+        elif waiting >= self.limits.transactions_per_sender_max:
+            reason = "the sender has too many transactions waiting"
+            raise MempoolSenderFull(sender, self.limits.transactions_per_sender_max, reason)
         if len(self._by_hash) >= self.limits.transactions_max:
-            self._forget_empty(transaction.sender)
             raise MempoolFull(self.limits.transactions_max)
         if self._bytes + len(raw) > self.limits.bytes_max:
-            self._forget_empty(transaction.sender)
             raise MempoolFull(self.limits.bytes_max, "bytes")
         self._arrivals += 1
         pooled = Pooled(raw, tx_hash, transaction, duty, self._arrivals)
         self._by_hash[tx_hash] = pooled
-        line[transaction.nonce] = pooled
+        if duty:
+            self._duties.setdefault(sender, {})[tx_hash] = pooled
+        else:
+            self._by_sender.setdefault(sender, {})[transaction.nonce] = pooled
         self._bytes += len(raw)
         return pooled
 
@@ -99,22 +98,21 @@ class Mempool:
             bytes_max: most bytes chosen in all.
             count_max: most transactions chosen.
         """
-        lines = {
-            sender: self._ready(line, next_nonce(sender), includable, already_proposed)
-            for sender, line in self._by_sender.items()
-        }
-        heap = [(_rank(first), sender, first) for sender, line in lines.items() if (first := next(line, None))]
+        lines = self._lines(next_nonce, includable, already_proposed)
+        heap = [
+            (_rank(first), place, first) for place, line in enumerate(lines) if (first := next(line, None))
+        ]
         heapq.heapify(heap)
         chosen: list[Pooled] = []
         size = 0
         while heap and len(chosen) < count_max:
-            _, sender, pooled = heapq.heappop(heap)
+            _, place, pooled = heapq.heappop(heap)
             if size + len(pooled.raw) > bytes_max:
                 continue  # the rest of this line has to wait; another sender's may still fit
             chosen.append(pooled)
             size += len(pooled.raw)
-            if (following := next(lines[sender], None)) is not None:
-                heapq.heappush(heap, (_rank(following), sender, following))
+            if (following := next(lines[place], None)) is not None:
+                heapq.heappush(heap, (_rank(following), place, following))
         return chosen
 
     def has_ready(
@@ -124,23 +122,30 @@ class Mempool:
         already_proposed: Container[bytes],
     ) -> bool:
         """Whether `select` would choose anything."""
-        return any(
-            next(self._ready(line, next_nonce(sender), includable, already_proposed), None) is not None
-            for sender, line in self._by_sender.items()
-        )
+        lines = self._lines(next_nonce, includable, already_proposed)
+        return any(next(line, None) is not None for line in lines)
 
-    def settle(self, executed: Container[bytes], next_nonce: Callable[[bytes], int], height: int) -> list[bytes]:
+    def settle(
+        self, executed: Container[bytes], next_nonce: Callable[[bytes], int], height: int
+    ) -> list[bytes]:
         """Drop what a block executed, what the ledger has overtaken, and what expired; return the hashes."""
         gone = [
             pooled
             for pooled in self._by_hash.values()
             if pooled.tx_hash in executed
             or pooled.transaction.valid_until <= height
-            or pooled.transaction.nonce < next_nonce(pooled.transaction.sender)
+            or (not pooled.duty and pooled.transaction.nonce < next_nonce(pooled.transaction.sender))
         ]
         for pooled in gone:
             self._remove(pooled)
         return [pooled.tx_hash for pooled in gone]
+
+    def next_nonce(self, sender: bytes, executed: int) -> int:
+        """The first nonce from `executed` on that none of the sender's waiting transactions has."""
+        line = self._by_sender.get(sender, {})
+        while executed in line:
+            executed += 1
+        return executed
 
     def discard(self, tx_hash: bytes) -> None:
         """Drop one transaction, if it waits."""
@@ -150,31 +155,50 @@ class Mempool:
     def __iter__(self) -> Iterator[Pooled]:
         return iter(tuple(self._by_hash.values()))
 
-    @staticmethod
-    def _ready(
-        line: dict[int, Pooled],
-        nonce: int,
+    def _lines(
+        self,
+        next_nonce: Callable[[bytes], int],
         includable: Callable[[Pooled], bool],
         already_proposed: Container[bytes],
-    ) -> Iterator[Pooled]:
-        """Yield a sender's transactions from `nonce` on, until the first gap or the first that must wait."""
-        while (pooled := line.get(nonce)) is not None:
-            if pooled.tx_hash not in already_proposed:
-                if not includable(pooled):
-                    return
-                yield pooled
-            nonce += 1
+    ) -> list[Iterator[Pooled]]:
+        """One iterator per sender of what may go in next: duties freely, the rest in nonce order without gaps."""
+        duties = [
+            iter([pooled for pooled in line.values() if pooled.tx_hash not in already_proposed])
+            for line in self._duties.values()
+        ]
+        paid = [
+            _in_nonce_order(line, next_nonce(sender), includable, already_proposed)
+            for sender, line in self._by_sender.items()
+        ]
+        return duties + paid
 
     def _remove(self, pooled: Pooled) -> None:
         del self._by_hash[pooled.tx_hash]
-        line = self._by_sender[pooled.transaction.sender]
-        del line[pooled.transaction.nonce]
         self._bytes -= len(pooled.raw)
-        self._forget_empty(pooled.transaction.sender)
+        sender = pooled.transaction.sender
+        if pooled.duty:
+            del self._duties[sender][pooled.tx_hash]
+            if not self._duties[sender]:
+                del self._duties[sender]
+        else:
+            del self._by_sender[sender][pooled.transaction.nonce]
+            if not self._by_sender[sender]:
+                del self._by_sender[sender]
 
-    def _forget_empty(self, sender: bytes) -> None:
-        if not self._by_sender[sender]:
-            del self._by_sender[sender]
+
+def _in_nonce_order(
+    line: dict[int, Pooled],
+    nonce: int,
+    includable: Callable[[Pooled], bool],
+    already_proposed: Container[bytes],
+) -> Iterator[Pooled]:
+    """Yield a sender's transactions from `nonce` on, until the first gap or the first that must wait."""
+    while (pooled := line.get(nonce)) is not None:
+        if pooled.tx_hash not in already_proposed:
+            if not includable(pooled):
+                return
+            yield pooled
+        nonce += 1
 
 
 def _rank(pooled: Pooled) -> tuple[bool, int, int]:

@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from attribution.checkpoint import save_base
+from attribution.model import quantise_checkpoint
 from node.devnet.stories import contributed_modules
 
 WINDOW = 256
@@ -200,6 +202,9 @@ def main() -> None:
         state = trained(options.steps, options.seed, options.float_state).state_dict()
         if options.float_state:
             torch.save(state, options.float_state)
+    base = quantise_checkpoint(state, llama_config().to_dict())
+    save_base(base, options.out)
+    print(f"{options.out}: {options.out.stat().st_size} bytes\nBASE_HASH = {base.hash.hex()}")
 
 
 if __name__ == "__main__":

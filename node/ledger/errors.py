@@ -64,7 +64,8 @@ class LedgerError(Exception):
 
     def __str__(self) -> str:
         shown = ", ".join(
-            f"{name}={value.hex() if isinstance(value, bytes) else value}" for name, value in self.fields.items()
+            f"{name}={value.hex() if isinstance(value, bytes) else value}"
+            for name, value in self.fields.items()
         )
         return f"{self.message} ({shown})" if shown else self.message
 

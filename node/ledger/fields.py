@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from enum import IntEnum
 from typing import Any, TypeVar
 
-from consensus.codec import CodecError, decode, encode
+from consensus.codec import decode, encode
+from consensus.errors import CodecError
 from node.ledger.errors import MalformedError
 
 Check = Callable[[object, str], Any]
@@ -31,9 +32,9 @@ def uint(maximum: int = U63_MAX, minimum: int = 0) -> Rule:
     """An integer in [minimum, maximum]; booleans are not integers here."""
 
     def check(value: object, where: str) -> int:
-        if type(value) is not int or not minimum <= value <= maximum:
+        if not isinstance(value, int) or type(value) is bool or not minimum <= value <= maximum:
             raise MalformedError(f"{where}: not an integer in [{minimum}, {maximum}]", where)
-        return value
+        return int(value)
 
     return _rule(check)
 
@@ -101,14 +102,18 @@ def nested(cls: type[Any]) -> Rule:
     """Another dataclass of this kind, as the list of its fields."""
 
     def check(value: object, where: str) -> Any:
-        return value if type(value) is cls else unpack(cls, value, where)
+        return validate(value) if type(value) is cls else unpack(cls, value, where)
 
     return _rule(check)
 
 
-@lru_cache(maxsize=256)
+_known: dict[type[Any], tuple[tuple[str, Check], ...]] = {}
+
+
 def _checks(cls: type[Any]) -> tuple[tuple[str, Check], ...]:
-    return tuple((entry.name, entry.metadata["check"]) for entry in dataclasses.fields(cls))
+    if cls not in _known:
+        _known[cls] = tuple((entry.name, entry.metadata["check"]) for entry in dataclasses.fields(cls))
+    return _known[cls]
 
 
 def pack(value: object) -> object:
@@ -117,7 +122,7 @@ def pack(value: object) -> object:
         return [pack(entry) for entry in value]
     if dataclasses.is_dataclass(value):
         return [pack(getattr(value, name)) for name, _ in _checks(type(value))]
-    return value
+    return int(value) if isinstance(value, IntEnum) else value
 
 
 def unpack(cls: type[T], value: object, where: str = "") -> T:
@@ -150,6 +155,7 @@ def from_bytes(cls: type[T], data: bytes, bytes_max: int) -> T:
 def decode_list(data: bytes, bytes_max: int, where: str) -> object:
     """Decode canonical bytes with the codec's refusals turned into :class:`MalformedError`."""
     try:
-        return decode(data, bytes_max)
+        # a value takes at least a byte, so the limit on bytes is the limit on values
+        return decode(data, bytes_max, elements_max=bytes_max)
     except CodecError as error:
         raise MalformedError(f"{where}: {error}", where) from error

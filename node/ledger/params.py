@@ -68,7 +68,7 @@ class Params:
     inferences_open_max: int = field(default=1_024, metadata=uint(2_048, 1))
     artefacts_pending_max: int = field(default=64, metadata=uint(1_024, 1))
     contributions_per_adapter_max: int = field(default=256, metadata=uint(512, 1))
-    contributors_per_adapter_max: int = field(default=64, metadata=uint(512, 1))
+    contributors_per_adapter_max: int = field(default=64, metadata=uint(128, 1))
     attribution_floor_ppm: int = field(default=100_000, metadata=_SPLIT)
     """Cosine, in ppm, that a record's score must exceed before it is paid."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attribution.merkle import merkle_root
-from consensus.codec import CodecError, decode, encode
+from consensus.codec import decode, encode
+from consensus.errors import CodecError
 from node.ledger.errors import MalformedError
 from node.ledger.fields import U32_MAX
 

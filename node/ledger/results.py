@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 
 from consensus.codec import encode
 from consensus.digest import digest
@@ -20,8 +21,8 @@ ADDRESS_BYTES = 32
 HASH_BYTES = 32
 SALT_BYTES = 32
 SHARES_TOTAL = 10**9
-SHARES_COUNT_MAX = 513
-"""One share for each contributor of an adapter (params.contributors_per_adapter_max <= 512) and the treasury's."""
+SHARES_COUNT_MAX = 129
+"""One share for each contributor of an adapter (params.contributors_per_adapter_max <= 128) and the treasury's."""
 
 TREASURY = bytes(ADDRESS_BYTES)
 """Address of the treasury. No signature verifies under it (libsodium refuses keys of small order)."""
@@ -57,7 +58,7 @@ def check_shares(status: int, shares: Shares) -> None:
             raise MalformedError("a result that pays nobody carries shares", "shares")
         return
     addresses = [address for address, _ in shares]
-    if any(left >= right for left, right in zip(addresses, addresses[1:], strict=False)):
+    if any(left >= right for left, right in pairwise(addresses)):
         raise MalformedError("shares are not in strictly ascending order of address", "shares")
     if sum(share for _, share in shares) != SHARES_TOTAL:
         raise MalformedError(f"shares do not sum to {SHARES_TOTAL}", "shares")

@@ -79,7 +79,9 @@ def encode_transaction(transaction: Transaction) -> bytes:
     """Canonical bytes; raises :class:`MalformedError` over `TRANSACTION_BYTES_MAX`."""
     data = encode(pack(transaction))
     if len(data) > TRANSACTION_BYTES_MAX:
-        raise MalformedError(f"a transaction of {len(data)} bytes, over {TRANSACTION_BYTES_MAX}", "transaction")
+        raise MalformedError(
+            f"a transaction of {len(data)} bytes, over {TRANSACTION_BYTES_MAX}", "transaction"
+        )
     return data
 
 

@@ -25,7 +25,7 @@ class Limits:
     linger_ms: int = 1  # how long a writer that wakes up waits for more frames to join
     inbox_frames_max: int = 2048  # per peer, undelivered; full: the peer is not read ...
     inbox_bytes_max: int = 16 * MIB
-    inbox_wait_ms_max: int = 4000  # ... this long, then its undelivered frames are discarded (not its connection)
+    inbox_wait_ms_max: int = 4000  # ... so long, then its undelivered frames are discarded
 
     # Requests.
     request_bytes_max: int = 1 * MIB  # caller: PayloadTooLarge; server: refusal and penalty

@@ -18,6 +18,7 @@ import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
 from libp2p.exceptions import ParseError
 from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.peer.peerstore import issue_and_cache_local_record
 from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
@@ -49,7 +50,6 @@ def apply() -> None:
     Yamux._measure_rtt_loop = _ping_loop
     YamuxStream._auto_tune_and_send_window_update = _release_window
     multiselect_communicator.read_delim = _read_delim
-    pubsub_module.SUBSCRIPTION_CHANNEL_SIZE = 1  # unused: messages are taken before the subscription, see gossip.py
     pubsub_module.RpcQueue = BoundedRpcQueue
     for module in (pubsub_module, gossipsub_module):
         module.maybe_consume_signed_record = _ignore_signed_record
@@ -123,7 +123,7 @@ async def _ping_loop(self: Any) -> None:
         frame = _PING.pack(0, yamux_module.TYPE_PING, yamux_module.FLAG_SYN, 0, self._ping_id)
         try:
             await self._write_frame(frame)
-        except Exception:  # noqa: BLE001 - whatever the transport raises, the connection is gone
+        except Exception:  # whatever the transport raises, the connection is gone
             await hard_close(self)
             return
         with trio.move_on_after(interval_s):
@@ -144,7 +144,8 @@ async def _release_window(self: Any, *, bytes_read: int = 0) -> None:
     """
     async with self.window_lock:
         buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
-        if self.recv_closed or self.target_recv_window - self.recv_window - buffered < self.target_recv_window // 2:
+        freed = self.target_recv_window - self.recv_window - buffered
+        if self.recv_closed or freed < self.target_recv_window // 2:
             return
         self.target_recv_window = min(self.target_recv_window * 2, _STREAM_WINDOW_BYTES_MAX)
         delta = self.target_recv_window - self.recv_window - buffered
@@ -169,17 +170,8 @@ def _cached_signed_record(host: Any) -> tuple[bytes, bool]:
     """Stock: addresses are collected and compared for every RPC. They do not change while a host runs."""
     record: bytes | None = getattr(host, "openledger_signed_record", None)
     if record is None:
-        record = yamux_free_record(host)
-        host.openledger_signed_record = record
+        record = host.openledger_signed_record = issue_and_cache_local_record(host)
     return record, False
-
-
-def yamux_free_record(host: Any) -> bytes:
-    """Issue the host's signed peer record once it listens."""
-    from libp2p.peer.peerstore import issue_and_cache_local_record
-
-    record: bytes = issue_and_cache_local_record(host)
-    return record
 
 
 class BoundedRpcQueue(RpcQueue):

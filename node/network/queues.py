@@ -27,7 +27,10 @@ class SendQueue:
         self._frames_max = frames_max
         self._bytes_max = bytes_max
         self._age_s_max = age_s_max
-        self._lanes: tuple[deque[tuple[float, int, bytes]], deque[tuple[float, int, bytes]]] = (deque(), deque())
+        self._lanes: tuple[deque[tuple[float, int, bytes]], deque[tuple[float, int, bytes]]] = (
+            deque(),
+            deque(),
+        )
         self._wakeup = trio.Event()
         self.queued_bytes = 0
         self.dropped_frames = 0
@@ -126,12 +129,12 @@ class FairInbox(Generic[T]):
 
         The wait must stay below 5 s, after which a libp2p writer gives up on a reader that does not read.
         """
-        with trio.move_on_after(wait_s_max):
+        with trio.move_on_after(wait_s_max) as scope:
             while not self.offer(peer_id, item, size_bytes):
                 await self._shares[peer_id].room.wait()
-            return
-        self.dropped_items += self.discard(peer_id)
-        self.offer(peer_id, item, size_bytes)
+        if scope.cancelled_caught:
+            self.dropped_items += self.discard(peer_id)
+            self.offer(peer_id, item, size_bytes)
 
     def discard(self, peer_id: str) -> int:
         """Drop everything undelivered from a peer; return how many items that were."""

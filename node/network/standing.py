@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from node.network.config import Limits
 
-PEERS_REMEMBERED_MAX = 4096  # strangers can make up identities; past it those with fewest points are forgotten
+PEERS_REMEMBERED_MAX = (
+    4096  # strangers can make up identities; past it those with fewest points are forgotten
+)
 
 
 @dataclass(slots=True)
@@ -54,5 +56,7 @@ class Standings:
 
     def _forget_one_if_full(self) -> None:
         if len(self._standings) >= PEERS_REMEMBERED_MAX:
-            mildest = min(self._standings, key=lambda p: (self._standings[p].banned_until_s, self._standings[p].points))
+            mildest = min(
+                self._standings, key=lambda p: (self._standings[p].banned_until_s, self._standings[p].points)
+            )
             del self._standings[mildest]

@@ -28,8 +28,8 @@ class GossipMessage:
 class PeerStatus:
     """One connected or configured peer, for the RPC and for logs.
 
-    ``rtt_ms`` is 0 until measured; ``queue_frames`` and ``queue_bytes`` are waiting to be written; byte counts are of
-    this connection, as multiplexed; ``points`` is its bad standing (0 is best); ``direction`` is "inbound",
+    ``rtt_ms`` is 0 until measured; ``queue_frames`` and ``queue_bytes`` are waiting to be written;
+    ``frames_out`` left in ``writes_out`` joined writes; byte counts are of this connection, as multiplexed; ``points`` is its bad standing (0 is best); ``direction`` is "inbound",
     "outbound" or "" while not connected.
     """
 
@@ -42,6 +42,8 @@ class PeerStatus:
     queue_frames: int
     queue_bytes: int
     frames_dropped: int
+    frames_out: int
+    writes_out: int
     bytes_in: int
     bytes_out: int
     points: int

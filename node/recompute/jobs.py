@@ -35,7 +35,14 @@ class IndexJob:
 
     def fields(self) -> Fields:
         """The job as an array."""
-        return ["index", self.base, self.adapter, self.adapter_hash, list(self.contributions), self.index_folder]
+        return [
+            "index",
+            self.base,
+            self.adapter,
+            self.adapter_hash,
+            list(self.contributions),
+            self.index_folder,
+        ]
 
 
 @dataclass(frozen=True, slots=True)

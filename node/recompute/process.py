@@ -94,7 +94,12 @@ class RecomputeProcess:
                     pending.finish(await _exchange(process, pending.job))
                     pending = None
                     delay_s = RESTART_DELAY_S_MIN
-            except (trio.BrokenResourceError, trio.ClosedResourceError, WorkerProtocolError, CodecError) as error:
+            except (
+                trio.BrokenResourceError,
+                trio.ClosedResourceError,
+                WorkerProtocolError,
+                CodecError,
+            ) as error:
                 log.warning("worker_died", error=str(error), restart_in_s=delay_s)
             finally:
                 await _stop(process)

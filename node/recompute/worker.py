@@ -96,11 +96,11 @@ class Engine:
     def _build_index(self, job: IndexJob) -> IndexBuilt:
         from attribution.index import build_index
 
-        records = [
-            record for path in job.contributions for record in decode_records(Path(path).read_bytes())
-        ]
+        records = [record for path in job.contributions for record in decode_records(Path(path).read_bytes())]
         index = build_index(
-            _open_base(job.base, self.device), _open_adapter(job.adapter, job.adapter_hash, self.device), records
+            _open_base(job.base, self.device),
+            _open_adapter(job.adapter, job.adapter_hash, self.device),
+            records,
         )
         index.save(Path(job.index_folder))
         return IndexBuilt(index.root, index.record_count)

@@ -8,12 +8,10 @@ methods must not block for longer than a point lookup.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from node.ledger.state import StateReader
-
-Outcome = Literal["ok", "failed", "invalid"]
+from node.ledger.block import Receipt
+from node.ledger.state import StateReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +52,25 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class TransactionView:
-    """A transaction this node knows of.
+    """A transaction this node knows of: pending in the mempool, or committed and executed.
 
-    ``status`` is "pending" (in the mempool) or "committed"; then ``height``, ``outcome``, ``code`` (the ledger's
-    error code, "" when ok), ``message`` and ``fee`` (units charged) are what its execution said. ``kind`` and
-    ``sender`` (32 bytes) come from the transaction, "" and b"" where its bytes did not even decode.
+    ``raw`` is its canonical bytes, b"" where they are no longer kept. ``height`` and ``receipt`` (the ledger's, with
+    status, code and fee) are None while it is pending.
     """
 
     tx_hash: bytes
-    status: Literal["pending", "committed"]
-    kind: str
-    sender: bytes
-    nonce: int
+    raw: bytes
     height: int | None = None
-    outcome: Outcome | None = None
-    code: str = ""
-    message: str = ""
-    fee: int = 0
+    receipt: Receipt | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BlockView:
-    """An executed block: its header's fields, what became of its transactions, and the state's digest after it.
+    """An executed block: its header's fields, its receipts, and the state's digest after it.
 
     ``height_executed`` and ``state_digest_executed`` are the header's own deferred claim (architecture.md, state
-    commitment): the state at an earlier height. ``state_digest`` is the state right after this block.
+    commitment): the state at an earlier height. ``state_digest`` is the state right after this block. ``receipts`` are
+    all of the block's, in their order, the ledger's own (`ReceiptStatus.SYSTEM`) included. Hashes have 32 bytes.
     """
 
     height: int
@@ -92,7 +84,7 @@ class BlockView:
     state_digest_executed: bytes
     receipts_root: bytes
     state_digest: bytes
-    transactions: tuple[TransactionView, ...]
+    receipts: tuple[Receipt, ...]
 
 
 class Backend(Protocol):
@@ -108,6 +100,10 @@ class Backend(Protocol):
 
     def block(self, height: int) -> BlockView | None:
         """Return an executed block, or None where it is unknown, not yet executed, or pruned."""
+        ...
+
+    def next_nonce(self, address: bytes) -> int:
+        """Return the nonce an account's next transaction takes, counting what is pending in this node's mempool."""
         ...
 
     def transaction(self, tx_hash: bytes) -> TransactionView | None:

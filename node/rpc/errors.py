@@ -55,8 +55,12 @@ CODES: dict[Code, CodeInfo] = {
     Code.NOT_FOUND: CodeInfo("the node knows no such thing", ("what", "id")),
     Code.TRANSACTION_REFUSED: CodeInfo("the ledger's rules refuse the transaction", ("code", "fields")),
     Code.MEMPOOL_FULL: CodeInfo("the pool of pending transactions is full", ("limit", "unit")),
-    Code.MEMPOOL_SENDER_FULL: CodeInfo("the sender has too much pending, or a nonce too far ahead", ("sender", "limit")),
-    Code.TRANSACTION_UNDERPRICED: CodeInfo("a pending transaction with this nonce pays as much", ("fee_min",)),
+    Code.MEMPOOL_SENDER_FULL: CodeInfo(
+        "the sender has too much pending, or a nonce too far ahead", ("sender", "limit")
+    ),
+    Code.TRANSACTION_UNDERPRICED: CodeInfo(
+        "a pending transaction with this nonce pays as much", ("fee_min",)
+    ),
     Code.BLOB_TOO_LARGE: CodeInfo("the blob is over the limit for one blob", ("bytes", "bytes_max")),
     Code.STORAGE_FULL: CodeInfo("the node's blob store is at its quota", ("bytes_max",)),
     Code.BODY_TOO_LARGE: CodeInfo("the HTTP body is over the limit; it was not read", ("bytes_max",)),
@@ -90,7 +94,9 @@ def not_found(what: str, identity: bytes | int) -> Fault:
 
 def invalid_param(name: str, expected: str) -> Fault:
     """The fault for a parameter that is missing, unknown or malformed."""
-    return Fault(Code.INVALID_PARAMS, f"parameter {name}: expected {expected}", {"param": name, "expected": expected})
+    return Fault(
+        Code.INVALID_PARAMS, f"parameter {name}: expected {expected}", {"param": name, "expected": expected}
+    )
 
 
 def fault_of(error: Exception) -> Fault | None:

@@ -68,5 +68,3 @@ def parse_params(params: tuple[Param, ...], given: Mapping[str, object]) -> dict
             raise invalid_param(param.name, param.expected)
         parsed[param.name] = value
     return parsed
-
-

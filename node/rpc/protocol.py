@@ -49,19 +49,28 @@ async def answer(
         response = await _answer_one(document, methods, backend)
         return None if response is None else _encode(response)
     if not document:
-        return _encode(_error(None, Fault(Code.INVALID_REQUEST, "empty batch", {"expected": "at least one request"})))
+        return error_body(Fault(Code.INVALID_REQUEST, "empty batch", {"expected": "at least one request"}))
     if len(document) > batch_max:
-        fault = Fault(Code.BATCH_TOO_LONG, f"at most {batch_max} requests in a batch", {"batch_max": batch_max})
-        return _encode(_error(None, fault))
+        text = f"at most {batch_max} requests in a batch"
+        return error_body(Fault(Code.BATCH_TOO_LONG, text, {"batch_max": batch_max}))
+    return await _answer_batch(document, methods, backend, response_bytes_max)
+
+
+async def _answer_batch(
+    requests: list[object], methods: Mapping[str, Method], backend: Backend, response_bytes_max: int
+) -> bytes | None:
+    overflow = Fault(
+        Code.RESPONSE_TOO_LARGE,
+        "the batch's answers exceed the limit; ask for less",
+        {"bytes_max": response_bytes_max},
+    )
     due: list[bytes] = []
     size_bytes = 0
-    for entry in document:
+    for request in requests:
         if size_bytes > response_bytes_max:
-            data: dict[str, object] = {"bytes_max": response_bytes_max}
-            fault = Fault(Code.RESPONSE_TOO_LARGE, "the batch's answers exceed the limit; ask for less", data)
-            response = None if _is_notification(entry) else _error(_id_if_readable(entry), fault)
+            response = None if _is_notification(request) else _error(_id_if_readable(request), overflow)
         else:
-            response = await _answer_one(entry, methods, backend)
+            response = await _answer_one(request, methods, backend)
         if response is not None:
             due.append(_encode(response))
             size_bytes += len(due[-1])
@@ -73,7 +82,9 @@ def error_body(fault: Fault) -> bytes:
     return _encode(_error(None, fault))
 
 
-async def _answer_one(request: object, methods: Mapping[str, Method], backend: Backend) -> dict[str, object] | None:
+async def _answer_one(
+    request: object, methods: Mapping[str, Method], backend: Backend
+) -> dict[str, object] | None:
     try:
         identity, notification, name, given = _check(request)
     except Fault as fault:
@@ -85,10 +96,14 @@ async def _answer_one(request: object, methods: Mapping[str, Method], backend: B
     return None if notification else {"jsonrpc": "2.0", "id": identity, "result": result}
 
 
-async def _call(name: str, given: Mapping[str, object], methods: Mapping[str, Method], backend: Backend) -> object:
+async def _call(
+    name: str, given: Mapping[str, object], methods: Mapping[str, Method], backend: Backend
+) -> object:
     method = methods.get(name)
     if method is None:
-        raise Fault(Code.METHOD_NOT_FOUND, f"no method {name[:64]}", {"method": name[:64], "methods": sorted(methods)})
+        raise Fault(
+            Code.METHOD_NOT_FOUND, f"no method {name[:64]}", {"method": name[:64], "methods": sorted(methods)}
+        )
     arguments = parse_params(method.params, given)
     try:
         return await method.handle(backend, arguments)
@@ -144,7 +159,9 @@ def _invalid(expected: str) -> Fault:
 
 def _parse(body: bytes) -> object:
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
+        return json.loads(
+            body.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         expected = "a JSON document in UTF-8, without duplicate keys or NaN"
         raise Fault(Code.PARSE_ERROR, f"parse error: expected {expected}", {"expected": expected}) from error

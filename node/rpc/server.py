@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import structlog
 import trio
@@ -24,6 +26,12 @@ from node.errors import AddressUnavailable
 from node.rpc.app import build_app
 from node.rpc.backend import Backend
 
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework
+
+    # Not trio's own: the stubs that libp2p's dependencies install shadow trio's annotations.
+    from trio_typing import TaskStatus
+
 _log = structlog.get_logger("rpc")
 
 SHUTDOWN_GRACE_S = 0.5
@@ -34,11 +42,30 @@ _HEADER_BYTES_MAX = 16 * 1024
 _BACKLOG = 128
 
 
+@dataclass(slots=True)
+class _Connections:
+    """The open connections, and an event for when the last of them has ended."""
+
+    open: set[trio.SocketStream] = field(default_factory=set)
+    all_ended: trio.Event = field(default_factory=trio.Event)
+    closing: bool = False
+
+    def end(self, stream: trio.SocketStream) -> None:
+        self.open.discard(stream)
+        if self.closing and not self.open:
+            self.all_ended.set()
+
+    async def wait_all_ended(self) -> None:
+        self.closing = True
+        if self.open:
+            await self.all_ended.wait()
+
+
 async def serve_rpc(
     backend: Backend,
     config: RpcSection,
     shutdown: trio.Event,
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until ``shutdown`` is set or the scope is cancelled; then end within a second, whatever clients do.
 
@@ -49,11 +76,11 @@ async def serve_rpc(
     listener = await _listen(config)
     host, port = listener.socket.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    connections: set[trio.SocketStream] = set()
+    connections = _Connections()
     context = WorkerContext(None)
     serve_connection = partial(
         _serve_connection,
-        ASGIWrapper(build_app(backend, config)),
+        ASGIWrapper(cast("ASGIFramework", build_app(backend, config))),
         _hypercorn_config(),
         context,
         config.connections_max,
@@ -62,18 +89,19 @@ async def serve_rpc(
     async with listener, trio.open_nursery() as handlers:
         try:
             async with trio.open_nursery() as accepting:
-                accepting.start_soon(partial(trio.serve_listeners, serve_connection, [listener], handler_nursery=handlers))
+                accepting.start_soon(
+                    partial(trio.serve_listeners, serve_connection, [listener], handler_nursery=handlers)
+                )
                 task_status.started(url)
                 await shutdown.wait()
                 accepting.cancel_scope.cancel()
             # Idle connections end at once; those with a request in progress get the grace.
             await context.terminated.set()
             with trio.move_on_after(SHUTDOWN_GRACE_S):
-                while connections:
-                    await trio.sleep(0.02)
+                await connections.wait_all_ended()
         finally:
             # Also when cancelled from outside: what is shielded ends only with its socket.
-            for connection in connections:
+            for connection in connections.open:
                 connection.socket.close()
             handlers.cancel_scope.cancel()
 
@@ -95,13 +123,13 @@ async def _serve_connection(
     hypercorn: HypercornConfig,
     context: WorkerContext,
     connections_max: int,
-    connections: set[trio.SocketStream],
+    connections: _Connections,
     stream: trio.SocketStream,
 ) -> None:
-    if len(connections) >= connections_max:
+    if len(connections.open) >= connections_max:
         await _refuse(stream)
         return
-    connections.add(stream)
+    connections.open.add(stream)
     try:
         # The application needs its connection to cut off a client that neither reads nor stops sending.
         state = ConnectionState({"connection": stream})
@@ -110,14 +138,16 @@ async def _serve_connection(
         # One client's connection must never end the daemon's nursery; h11 and h2 raise what they like.
         _log.warning("rpc.connection_failed", error=repr(error))
     finally:
-        connections.discard(stream)
+        connections.end(stream)
         stream.socket.close()
 
 
 async def _refuse(stream: trio.SocketStream) -> None:
     """Answer a connection over the limit without reading from it."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.move_on_after(1):
-        await stream.send_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        await stream.send_all(
+            b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
     stream.socket.close()
 
 

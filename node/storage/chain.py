@@ -9,13 +9,22 @@ Keys are a letter and a name:
     m name           single values: safety record, certificates, reveals, how far committed and executed
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from consensus import codec
 from consensus.effects import Persist
-from consensus.types import Block, CommitProof, SyncInfo, decode_block, decode_proof, decode_sync_info
-from consensus.types import encode_block, encode_proof, encode_sync_info
+from consensus.types import (
+    Block,
+    CommitProof,
+    SyncInfo,
+    decode_block,
+    decode_proof,
+    decode_sync_info,
+    encode_block,
+    encode_proof,
+    encode_sync_info,
+)
 from node.storage.database import Database
 from node.storage.errors import StorageError
 
@@ -62,7 +71,9 @@ class ChainStore:
         """Return the chain this database belongs to, or None when it is new."""
         return self._db.get(_CHAIN_ID)
 
-    def create(self, chain_id: bytes, genesis: Block, state: Mapping[bytes, bytes], head: ExecutedHead) -> None:
+    def create(
+        self, chain_id: bytes, genesis: Block, state: Mapping[bytes, bytes], head: ExecutedHead
+    ) -> None:
         """Write the genesis state; nothing else may be stored before it."""
         changes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in state.items()}
         changes |= {
@@ -84,9 +95,10 @@ class ChainStore:
         if effect.certificates is not None:
             changes[_CERTIFICATES] = encode_sync_info(effect.certificates)
         for block_id in effect.forgotten:
-            # A committed block is forgotten as uncommitted only; an abandoned one goes for good.
-            changes[b"u" + block_id] = None
-            changes[b"b" + block_id] = None
+            # A block that was committed earlier is forgotten as uncommitted only; an abandoned one goes for good.
+            if self._db.get(b"u" + block_id) is not None:
+                changes[b"u" + block_id] = None
+                changes[b"b" + block_id] = None
         for block in effect.blocks:
             changes[b"b" + block.id] = encode_block(block)
             changes[b"u" + block.id] = b""
@@ -169,17 +181,17 @@ class ChainStore:
         head: ExecutedHead,
         changes: Mapping[bytes, bytes | None],
         outcome: Outcome,
-        tx_hashes: Sequence[bytes],
+        places: Mapping[bytes, int],
     ) -> None:
         """Write state, outcome and height of one executed block in one atomic write.
 
-        Not synced: a lost tail is executed again from blocks that are.
+        `places` maps transaction hashes to positions among the receipts. Not synced: a lost tail is executed again from blocks that are.
         """
         writes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in changes.items()}
         writes[b"o" + _height(head.height)] = codec.encode(
             [outcome.state_digest, outcome.receipts_root, outcome.accumulator_root, list(outcome.receipts)]
         )
-        for position, tx_hash in enumerate(tx_hashes):
+        for tx_hash, position in places.items():
             writes[b"t" + tx_hash] = codec.encode([head.height, position])
         writes[_EXECUTED] = _encode_head(head)
         self._db.write(writes, sync=False)

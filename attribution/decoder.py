@@ -1,0 +1,278 @@
+"""Forward and backward passes over flattened tokens. Every row's bits are independent of the other rows.
+
+The backward pass gives the gradient of the SUM of the tokens' losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attribution.attention import Group, Saved, attend, attend_backward, make_groups
+from attribution.errors import BadTokens, ContextTooLong
+from attribution.exact.elementary import exp_, log, sigmoid, sqrt
+from attribution.exact.quantisation import Block
+from attribution.exact.reductions import fsum, grid_sum, sum_of_squares
+from attribution.linear import Frozen, Lora
+from attribution.model import Base
+
+LOSS_BITS = 30
+Bound = list[tuple[Lora | None, ...]]
+# (layer, group, input x as Block, x, u, h, dy, dy as Block, g, s g): called once per adapted group.
+Visit = Callable[["Visited"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Visited:
+    """What the backward pass knows of one adapted group, handed to the caller's visitor."""
+
+    layer: int
+    group: int
+    frozen: Frozen
+    lora: Lora
+    x: Tensor
+    x_block: Block
+    u: Tensor
+    h: Tensor
+    dy: Tensor
+    dy_block: Block
+    dh: Tensor
+    dh_scaled: Tensor
+
+
+@dataclass(slots=True)
+class LinearTape:
+    """One group's input and adapter activations."""
+
+    x: Tensor
+    block: Block
+    u: Tensor | None = None
+    h: Tensor | None = None
+
+
+@dataclass(slots=True)
+class LayerTape:
+    """One layer's activations."""
+
+    norms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    linears: list[LinearTape] = field(default_factory=list)
+    attention: list[Saved] = field(default_factory=list)
+    gate: Tensor | None = None
+    up: Tensor | None = None
+    sigmoid: Tensor | None = None
+    silu: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Tape:
+    """Activations of one forward pass."""
+
+    cos: Tensor
+    sin: Tensor
+    groups: list[Group]
+    layers: list[LayerTape] = field(default_factory=list)
+    norm: tuple[Tensor, Tensor] | None = None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """(y, (x_hat, inverse)): y = (x * inverse) * weight, inverse = 1 / fl32(sqrt(mean of squares + eps))."""
+    mean = sum_of_squares(x).div_(float(x.shape[-1])).add_(eps).float()
+    inverse = sqrt(mean).reciprocal_()
+    x_hat = x * inverse
+    return x_hat * weight, (x_hat, inverse)
+
+
+def rms_norm_backward(dy: Tensor, weight: Tensor, saved: tuple[Tensor, Tensor]) -> Tensor:
+    """dx = (dy w - x_hat mean(dy w x_hat)) * inverse."""
+    x_hat, inverse = saved
+    u = dy * weight
+    s = fsum(u * x_hat).div_(float(u.shape[-1])).float()
+    return u.sub_(x_hat * s).mul_(inverse)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of (rows, heads, width) by (rows, 1, width / 2), halves as in Hugging Face's Llama."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    out = torch.empty_like(x)
+    torch.sub(a * cos, b * sin, out=out[..., :half])
+    torch.add(b * cos, a * sin, out=out[..., half:])
+    return out
+
+
+def linear(frozen: Frozen, lora: Lora | None, x: Tensor, tape: LayerTape | None) -> Tensor:
+    """One group's outputs for x (rows, in)."""
+    block = Block.of(x)
+    y = frozen.forward(block)
+    u = h = None
+    if lora is not None:
+        u, h = lora.forward(block, y)
+    if tape is not None:
+        tape.linears.append(LinearTape(x, block, u, h))
+    return y
+
+
+def feed_forward(
+    base: Base, i: int, loras: tuple[Lora | None, ...], x: Tensor, tape: LayerTape | None
+) -> Tensor:
+    """down(silu(gate(y)) * up(y)), y the norm of x."""
+    layer = base.layers[i]
+    y, norm = rms_norm(x, layer.norms[1], base.eps)
+    wide = linear(layer.groups[2], loras[2], y, tape)
+    gate, up = wide[:, : base.config.intermediate_size], wide[:, base.config.intermediate_size :]
+    s = sigmoid(gate.contiguous())
+    silu = gate * s
+    out = linear(layer.groups[3], loras[3], silu * up, tape)
+    if tape is not None:
+        tape.norms.append(norm)
+        tape.gate, tape.up, tape.sigmoid, tape.silu = gate, up, s, silu
+    return out
+
+
+def project(
+    base: Base, i: int, loras: tuple[Lora | None, ...], x: Tensor, cos: Tensor, sin: Tensor, tape: LayerTape | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q scaled by fl32(width^-1/2), k, v) of layer i, each (rows, heads, width)."""
+    c, layer = base.config, base.layers[i]
+    y, norm = rms_norm(x, layer.norms[0], base.eps)
+    wide = linear(layer.groups[0], loras[0], y, tape)
+    nq, nk = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    both = rotate(wide[:, : nq + nk].view(-1, c.num_attention_heads + c.num_key_value_heads, c.head_dim), cos, sin)
+    q = both[:, : c.num_attention_heads] * score_scale(base)
+    k = both[:, c.num_attention_heads :]
+    if tape is not None:
+        tape.norms.append(norm)
+    return q, k, wide[:, nq + nk :].view(-1, c.num_key_value_heads, c.head_dim)
+
+
+def score_scale(base: Base) -> float:
+    """1 / sqrt(width), a correctly rounded binary64 number that binary32 multiplication rounds once more."""
+    return 1.0 / math.sqrt(base.config.head_dim)
+
+
+def no_adapter(base: Base) -> Bound:
+    """What `adapter.bind` gives for no adapter at all."""
+    return [(None, None, None, None)] * base.config.num_hidden_layers
+
+
+def check_ids(base: Base, sequences: Sequence[Sequence[int]]) -> None:
+    """Raise BadTokens or ContextTooLong for sequences that cannot be run."""
+    limit, vocabulary = base.config.max_position_embeddings, base.config.vocab_size
+    if not sequences:
+        raise BadTokens("no sequences")
+    for ids in sequences:
+        if not ids:
+            raise BadTokens("an empty sequence")
+        if len(ids) > limit:
+            raise ContextTooLong(len(ids), limit)
+        if not all(type(t) is int and 0 <= t < vocabulary for t in ids):
+            raise BadTokens("a token id is outside the vocabulary")
+
+
+def forward(base: Base, bound: Bound, sequences: Sequence[Sequence[int]], save: bool) -> tuple[Tensor, Tape]:
+    """Final normed hidden states (rows, hidden) of the flattened sequences, and the tape (filled if `save`)."""
+    device = base.device
+    lengths = [len(ids) for ids in sequences]
+    ids = torch.tensor([t for s in sequences for t in s], dtype=torch.int64, device=device)
+    position = torch.cat([torch.arange(n, device=device) for n in lengths])
+    cos, sin = base.rope
+    tape = Tape(cos[position], sin[position], make_groups(lengths, base.config.num_attention_heads, device))
+    x = base.embedding[ids]
+    for i, layer in enumerate(base.layers):
+        record = LayerTape() if save else None
+        q, k, v = project(base, i, bound[i], x, tape.cos, tape.sin, record)
+        o, saved = attend(q, k, v, tape.groups, save)
+        x = x + linear(layer.groups[1], bound[i][1], o.view(o.shape[0], -1), record)
+        x = x + feed_forward(base, i, bound[i], x, record)
+        if record is not None:
+            record.attention = saved
+            tape.layers.append(record)
+    y, tape.norm = rms_norm(x, base.tensors["model.norm.weight"], base.eps)
+    return y, tape
+
+
+def head(base: Base, hidden: Tensor) -> Tensor:
+    """Logits (rows, vocab), float32."""
+    return base.head.forward(Block.of(hidden))
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Per-token losses as integers on the grid 2^-30 (int64), and the gradient of their sum by the logits."""
+
+    tokens: Tensor
+    gradient: Tensor
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:
+    """Negative log-likelihood of targets (rows); rows whose `weights` (float32, 0 or 1) are 0 count for nothing."""
+    rows = torch.arange(logits.shape[0], device=logits.device)
+    top = logits.amax(-1, keepdim=True)
+    p = exp_(logits - top)
+    den = grid_sum(p)
+    chosen = logits[rows, targets].double()
+    loss = (log(den)[:, 0] + top[:, 0].double() - chosen).mul_(2.0**LOSS_BITS).round_().to(torch.int64)
+    p.div_(den.float())
+    p[rows, targets] -= 1.0
+    if weights is not None:
+        p.mul_(weights[:, None])
+        loss = loss * weights.to(torch.int64)
+    return Loss(loss, p)
+
+
+def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit) -> None:
+    """Back-propagate dlogits (rows, vocab); `visit` sees each adapted group, last layer first."""
+    c = base.config
+    norm_weight = base.tensors["model.norm.weight"]
+    if tape.norm is None:
+        raise BadTokens("the forward pass was not saved")
+    dx = base.head.backward(Block.of(dlogits * base.head.scale))
+    dx = rms_norm_backward(dx, norm_weight, tape.norm)
+    nq, nk = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    for i in range(c.num_hidden_layers - 1, -1, -1):
+        layer, record = base.layers[i], tape.layers[i]
+        dx = dx + _feed_forward_backward(base, i, bound, record, dx, visit)
+        do = linear_backward(base, i, 1, bound, record.linears[1], dx, visit)
+        do = do.view(-1, c.num_attention_heads, c.head_dim)
+        dq, dk, dv = attend_backward(do, tape.groups, record.attention, c.num_key_value_heads)
+        dy = torch.empty(dx.shape[0], nq + 2 * nk, device=dx.device)
+        both = torch.cat([dq.mul_(score_scale(base)), dk], 1)
+        dy[:, : nq + nk] = rotate(both, tape.cos, -tape.sin).view(-1, nq + nk)
+        dy[:, nq + nk :] = dv.view(-1, nk)
+        dy = linear_backward(base, i, 0, bound, record.linears[0], dy, visit)
+        if i > 0:
+            dx = dx + rms_norm_backward(dy, layer.norms[0], record.norms[0])
+
+
+def _feed_forward_backward(
+    base: Base, i: int, bound: Bound, record: LayerTape, dx: Tensor, visit: Visit
+) -> Tensor:
+    gate, up, s, silu = record.gate, record.up, record.sigmoid, record.silu
+    if gate is None or up is None or s is None or silu is None:
+        raise BadTokens("the forward pass was not saved")
+    dm = linear_backward(base, i, 3, bound, record.linears[3], dx, visit)
+    f = base.config.intermediate_size
+    dy = torch.empty(dx.shape[0], 2 * f, device=dx.device)
+    # silu' = s (1 + gate (1 - s))
+    slope = torch.sub(1.0, s).mul_(gate).add_(1.0).mul_(s)
+    torch.mul(dm * up, slope, out=dy[:, :f])
+    torch.mul(dm, silu, out=dy[:, f:])
+    dy = linear_backward(base, i, 2, bound, record.linears[2], dy, visit)
+    return rms_norm_backward(dy, base.layers[i].norms[1], record.norms[1])
+
+
+def linear_backward(
+    base: Base, i: int, group: int, bound: Bound, tape: LinearTape, dy: Tensor, visit: Visit
+) -> Tensor:
+    """Gradient by the group's input from dy (rows, out); adapted groups are shown to `visit`."""
+    frozen, lora = base.layers[i].groups[group], bound[i][group]
+    block = Block.of(dy * frozen.scale)
+    dx = frozen.backward(block)
+    if lora is not None and tape.u is not None and tape.h is not None:
+        g, gs = lora.backward(block, dx)
+        visit(Visited(i, group, frozen, lora, tape.x, tape.block, tape.u, tape.h, dy, block, g, gs))
+    return dx

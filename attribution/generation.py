@@ -1,0 +1,125 @@
+"""Greedy generation with cached keys and values: bit for bit what running the whole text at once would give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attribution.adapter import Adapter, bind
+from attribution.attention import probabilities, weigh
+from attribution.decoder import (
+    Bound,
+    check_ids,
+    feed_forward,
+    forward,
+    head,
+    linear,
+    no_adapter,
+    project,
+    rms_norm,
+)
+from attribution.errors import ContextTooLong
+from attribution.exact.elementary import argmax
+from attribution.exact.quantisation import Block
+from attribution.model import Base
+
+
+class LayerCache:
+    """One layer's keys and values, preallocated: value64 of keys (Hk, width, n), integers of values and their scales."""
+
+    def __init__(self, base: Base, tokens_max: int) -> None:
+        heads, width = base.config.num_key_value_heads, base.config.head_dim
+        self.keys = torch.zeros(heads, tokens_max, width, dtype=torch.float64, device=base.device)
+        self.values = torch.zeros_like(self.keys)
+        self.scales = torch.zeros(heads, 1, tokens_max, device=base.device)
+
+    def write(self, k: Block, v: Block, start: int) -> int:
+        """Store rows (rows, Hk, width) from position `start`; returns the position after them."""
+        stop = start + k.q.shape[0]
+        self.keys[:, start:stop] = k.value.transpose(0, 1)
+        self.values[:, start:stop] = v.q.transpose(0, 1)
+        self.scales[:, 0, start:stop] = v.scale[:, :, 0].t()
+        return stop
+
+
+class Session:
+    """One sequence being extended: `extend` feeds tokens and returns the logits of the last one."""
+
+    def __init__(self, base: Base, bound: Bound, tokens_max: int) -> None:
+        self.base = base
+        self.bound = bound
+        self.tokens_max = min(tokens_max, base.config.max_position_embeddings)
+        self.length = 0
+        self.caches = [LayerCache(base, self.tokens_max) for _ in base.layers]
+
+    def extend(self, ids: Sequence[int]) -> Tensor:
+        """Feed ids (at least one) and return logits (vocab,) after the last. Raises ContextTooLong, BadTokens."""
+        check_ids(self.base, [ids])
+        base, rows = self.base, len(ids)
+        start, stop = self.length, self.length + rows
+        if stop > self.tokens_max:
+            raise ContextTooLong(stop, self.tokens_max)
+        cos, sin = base.rope[0][start:stop], base.rope[1][start:stop]
+        x = base.embedding[torch.tensor(list(ids), dtype=torch.int64, device=base.device)]
+        for i, layer in enumerate(base.layers):
+            q, k, v = project(base, i, self.bound[i], x, cos, sin, None)
+            self.caches[i].write(Block.of(k), Block.of(v), start)
+            o = _attend_cached(q, self.caches[i], start)
+            x = x + linear(layer.groups[1], self.bound[i][1], o, None)
+            x = x + feed_forward(base, i, self.bound[i], x, None)
+        self.length = stop
+        y, _ = rms_norm(x[-1:], base.tensors["model.norm.weight"], base.eps)
+        return head(base, y)[0].add_(0.0)
+
+
+def _attend_cached(q: Tensor, cache: LayerCache, start: int) -> Tensor:
+    """(rows, H * width) of queries (rows, H, width) at positions start.. over everything cached up to each."""
+    rows, heads, width = q.shape
+    kv, stop = cache.keys.shape[0], start + rows
+    block = Block.of(q.transpose(0, 1).contiguous())
+    q64 = block.value.double().view(kv, heads // kv * rows, width)
+    wide = torch.bmm(q64, cache.keys[:, :stop].transpose(1, 2))
+    bias = keep = None
+    if rows > 1:
+        position = torch.arange(stop, device=q.device)
+        visible = position[None, :] <= position[start:, None]
+        bias = torch.zeros(rows, stop, device=q.device).masked_fill_(~visible, float("-inf"))
+        keep = visible.float()
+    p = probabilities(wide.float().view(heads, rows, stop), bias, keep).view(wide.shape)
+    o, _ = weigh(p, cache.values[:, :stop], cache.scales[:, :, :stop], wide)
+    return o.view(heads, rows, width).transpose(0, 1).reshape(rows, heads * width)
+
+
+def generate(base: Base, adapter: Adapter | None, prompt_ids: Sequence[int], new_tokens_max: int) -> list[int]:
+    """Greedy continuation of BOS + prompt_ids: at most new_tokens_max ids, without the EOS that may end it.
+
+    The likeliest token is taken, the lowest id among equals. Raises ContextTooLong if BOS + prompt + new_tokens_max
+    exceeds the model's positions, BadTokens, BadAdapter.
+    """
+    c = base.config
+    prompt = [c.bos_token_id, *prompt_ids]
+    # The last new token is never fed back, so it needs no position.
+    needed = len(prompt) + max(0, new_tokens_max - 1)
+    if needed > c.max_position_embeddings:
+        raise ContextTooLong(needed, c.max_position_embeddings)
+    check_ids(base, [prompt])
+    session = Session(base, bind(adapter.to(base.device), base) if adapter else no_adapter(base), needed)
+    out: list[int] = []
+    feed = prompt
+    while len(out) < new_tokens_max:
+        token = int(argmax(session.extend(feed)))
+        if token == c.eos_token_id:
+            break
+        out.append(token)
+        feed = [token]
+    return out
+
+
+def logits(base: Base, adapter: Adapter | None, ids: Sequence[int]) -> Tensor:
+    """Logits (len(ids), vocab), float32, no negative zeros, after each of `ids` (BOS is NOT added)."""
+    check_ids(base, [ids])
+    bound = bind(adapter.to(base.device), base) if adapter else no_adapter(base)
+    hidden, _ = forward(base, bound, [ids], save=False)
+    return head(base, hidden).add_(0.0)

@@ -1,0 +1,192 @@
+"""Linear layers in exact arithmetic: frozen 7-bit weights, and low-rank adapters beside them.
+
+Layers that read the same input (query, key and value; gate and up) form one group, so that the input is
+quantised once and each product is one call. docs/exact-arithmetic.md, "Linear layers", is the specification: every
+result here is binary32 nearest to an exact real sum, whatever way it is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from attribution.exact.backends import family_for
+from attribution.exact.bits import pow2, pow2_64
+from attribution.exact.products import limbs
+from attribution.exact.quantisation import Block, to_grid
+
+# A binary32 sum of products of a 14-bit integer by weights is exact while 2^13 * (sum of |weights|) <= 2^24.
+FP32_L1_MAX = 1 << 11
+WEIGHT_E_MIN = -37
+WEIGHT_E_MAX = 8
+
+
+def _parts(q: Tensor) -> list[tuple[int, int]]:
+    """Fewest equal spans of rows of q (K, N), int8, whose columns' L1 norms stay within FP32_L1_MAX."""
+    k = q.shape[0]
+    magnitude = q.to(torch.int32).abs()
+    for count in range(1, k + 1):
+        size = -(-k // count)
+        spans = [(i, min(i + size, k)) for i in range(0, k, size)]
+        if all(int(magnitude[i:j].sum(0).max()) <= FP32_L1_MAX for i, j in spans):
+            return spans
+    return []
+
+
+class Frozen:
+    """Frozen weights W = q * 2^e of one group: q int8 (N, K), |q| <= 64; e int32 (N), -37 <= e <= 8.
+
+    `forward` gives x W^T from x quantised along K. `backward` gives (dy * 2^e) q from dy * 2^e quantised
+    along N. Both round the exact sum once. The operands of each way of multiplying are made on first use.
+    """
+
+    def __init__(self, q: Tensor, e: Tensor) -> None:
+        self.q = q
+        self.e = e
+        self.scale = pow2(e)
+        self.unscale = pow2(-e)
+        self._cache: dict[str, list[tuple[int, int, Tensor]]] = {}
+
+    def forward(self, x: Block) -> Tensor:
+        """float32 (M, N) for x (M, K)."""
+        family = family_for(x.q.device)
+        if family == "fp32":
+            return _sum_parts(x.value, self._operands("fp32 forward"))
+        if family == "fp64":
+            (_, _, weights), *_ = self._operands("fp64 forward")
+            return torch.mm(x.q64, weights).mul_(x.scale64).float()
+        s = _int8_sum(x.q, self.q.t())
+        return s.mul_(x.scale64).mul_(pow2_64(self.e)).float()
+
+    def backward(self, dy: Block) -> Tensor:
+        """float32 (M, K) for dy (M, N), already scaled by the rows' powers of two."""
+        family = family_for(dy.q.device)
+        if family == "fp32":
+            return _sum_parts(dy.value, self._operands("fp32 backward"))
+        if family == "fp64":
+            (_, _, weights), *_ = self._operands("fp64 backward")
+            return torch.mm(dy.q64, weights).mul_(dy.scale64).float()
+        return _int8_sum(dy.q, self.q).mul_(dy.scale64).float()
+
+    def _operands(self, kind: str) -> list[tuple[int, int, Tensor]]:
+        if kind not in self._cache:
+            q = self.q.t() if kind.endswith("forward") else self.q
+            spans = _parts(q) if kind.startswith("fp32") else [(0, q.shape[0])]
+            weights = q.float() * self.scale if kind.endswith("forward") else q.float()
+            weights = weights.double() if kind.startswith("fp64") else weights
+            self._cache[kind] = [(i, j, weights[i:j].contiguous()) for i, j in spans]
+        return self._cache[kind]
+
+
+def _sum_parts(x: Tensor, parts: list[tuple[int, int, Tensor]]) -> Tensor:
+    """Exact products of spans, then their sum rounded once: each part is exact in binary32.
+
+    x holds integers times one power of two per row, the weights integers times one per column, so scaling changes no
+    rounding: every partial sum is an integer below 2^24 on the entry's own grid, which bounds on the exponents
+    keep inside binary32's range. Two parts need one addition; more are added in binary64, where they are exact.
+    """
+    first = torch.mm(x[:, parts[0][0] : parts[0][1]], parts[0][2])
+    if len(parts) == 1:
+        return first
+    if len(parts) == 2:
+        return first.add_(torch.mm(x[:, parts[1][0] : parts[1][1]], parts[1][2]))
+    total = first.double()
+    wide = torch.empty_like(total)
+    for i, j, weights in parts[1:]:
+        torch.mm(x[:, i:j], weights, out=first)
+        total.add_(wide.copy_(first))
+    return first.copy_(total)
+
+
+def _int8_sum(q: Tensor, weights: Tensor) -> Tensor:
+    """Exact integer sums as float64 (M, N) of q (M, K), 14-bit float32 integers, and int8 weights (K, N)."""
+    m, n = q.shape[0], weights.shape[1]
+    left = torch.cat(limbs(q), 0).to(torch.int8)
+    k = left.shape[1]
+    left = functional.pad(left, (0, -k % 8, 0, max(0, 32 - 2 * m)))
+    r = torch._int_mm(left, functional.pad(weights, (0, -n % 8, 0, -k % 8)).contiguous())[:, :n].double()
+    return r[:m].mul_(128.0).add_(r[m : 2 * m])
+
+
+@dataclass(frozen=True, slots=True)
+class LoraGrad:
+    """Gradients of one module's factors: a (r, in), b (out, r), float32."""
+
+    a: Tensor
+    b: Tensor
+
+
+class Lora:
+    """The adapter's factors for the modules of one group, quantised for each contraction they take part in.
+
+    `spans` are the modules' output columns within the group. Scale s = alpha / r as binary32 multiplies u = A x.
+    """
+
+    def __init__(
+        self, factors: list[tuple[Tensor, Tensor]], spans: list[tuple[int, int]], scale: float, base: Frozen
+    ) -> None:
+        self.spans = spans
+        self.scale = scale
+        self.rank = factors[0][0].shape[0]
+        self.covers_all = sum(j - i for i, j in spans) == base.q.shape[0]
+        a = torch.cat([a for a, _ in factors])
+        self.a_rows = _value64(a, 1).t().contiguous()
+        self.a_columns = _value64(a, 0)
+        self.b_rows = [_value64(b, 1).t().contiguous() for _, b in factors]
+        self.b_columns = [
+            _value64(b * base.unscale[i:j, None], 0) for (_, b), (i, j) in zip(factors, spans, strict=True)
+        ]
+
+    def forward(self, x: Block, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Add B (s u) to y (M, N) in place; returns (u, h), u = A x and h = s u, float32 (M, modules * r)."""
+        u = torch.mm(x.q64, self.a_rows).mul_(x.scale64).float()
+        h = u * self.scale
+        block = Block.of(h.view(h.shape[0], -1, self.rank))
+        rows = block.value.double()
+        if self.covers_all:
+            wide = torch.empty(y.shape, dtype=torch.float64, device=y.device)
+            for j, (start, stop) in enumerate(self.spans):
+                torch.mm(rows[:, j], self.b_rows[j], out=wide[:, start:stop])
+            y.add_(wide.float())
+        else:
+            for j, (start, stop) in enumerate(self.spans):
+                y[:, start:stop].add_(torch.mm(rows[:, j], self.b_rows[j]).float())
+        return u, h
+
+    def backward(self, dy: Block, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """Add A^T (s g) to dx (M, K) in place; returns (g, s g), g = B^T dy, float32 (M, modules * r)."""
+        width = self.rank * len(self.spans)
+        wide = torch.empty(dx.shape[0], width, dtype=torch.float64, device=dx.device)
+        for j, (start, stop) in enumerate(self.spans):
+            out = wide[:, j * self.rank : (j + 1) * self.rank]
+            torch.mm(dy.q64[:, start:stop], self.b_columns[j], out=out)
+        g = wide.mul_(dy.scale64).float()
+        gs = g * self.scale
+        dx.add_(torch.mm(Block.of(gs).value.double(), self.a_columns).float())
+        return g, gs
+
+    def gradients(self, x: Block, h: Tensor, dy: Block, gs: Tensor, base: Frozen) -> list[LoraGrad]:
+        """Sums over the rows of the batch: dA = (s g)^T x and dB = dy^T (s u), each rounded once.
+
+        The contraction runs over tokens, so each token's power of two is folded into the narrow operand, which is
+        then quantised along tokens (docs/exact-arithmetic.md, "Folding").
+        """
+        qa, ea = to_grid(gs * x.scale, 0)
+        da = torch.mm(qa.double().t(), x.q64).mul_(pow2_64(ea).t()).float()
+        qb, eb = to_grid(h * dy.scale, 0)
+        qb64, sb = qb.double(), pow2_64(eb)
+        out = []
+        for j, (start, stop) in enumerate(self.spans):
+            c = slice(j * self.rank, (j + 1) * self.rank)
+            db = torch.mm(dy.q64[:, start:stop].t(), qb64[:, c]).mul_(sb[:, c]).float()
+            out.append(LoraGrad(da[c], db.mul_(base.unscale[start:stop, None])))
+        return out
+
+
+def _value64(x: Tensor, dim: int) -> Tensor:
+    """x quantised along `dim` and dequantised, float64 (exact)."""
+    q, e = to_grid(x, dim)
+    return q.double().mul_(pow2_64(e))

@@ -1,0 +1,120 @@
+"""One bit per coordinate: rows of the index, integer queries, and the score formula.
+
+Let an example's whitened gradient be ``X`` (float32 coordinates, factor after factor), ``C_f`` the number of
+coordinates of factor f, and ``fl`` one rounding to binary32.
+
+Row of a record::
+
+    b_c = 1 if X_c + 0.0 >= 0 else -1                                    stored as bit 1 or 0
+    a_f = fl(fsum_c |X_c| / C_f)                                         mean magnitude of the factor
+    v   = fl(fsum_f fl(fl(a_f * a_f) * C_f))                             squared norm of the row (a_f * b_c)
+    S_f = round_half_even(fl(a_f / sqrt32(v)) * 2^24)                    integer scale; 0 everywhere if v = 0
+
+Query: ``q = round_half_even(X * 2^-e)`` for all coordinates together, ``e`` such that |q| <= 2^13 (14 bits). Then::
+
+    score = sum_f S_f * sum_{c in f} b_c * q_c                           one integer
+    n     = sum_f C_f * S_f^2                                            the row's squared norm, about 2^48
+    m     = sum_c q_c^2                                                  the query's squared norm
+
+**Bounds.** ``S_f <= 2^24 / sqrt(C_f) + 1`` (v is at least C_f a_f^2 up to rounding; 2^25 / sqrt(C_f) is safe), hence
+``|score| <= 2^13 * sum_f S_f C_f <= 2^38 * sum_f sqrt(C_f) <= 2^38 * sqrt(F * C)`` by Cauchy and Schwarz. With F <=
+2^10 factors and C = sum C_f <= 2^24 coordinates this is 2^55: int64 holds every partial sum in any order. Inner sums
+are at most 2^13 * 2^24 = 2^37. ``n`` and ``m`` are below 2^63 likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from attribution import exact
+from attribution.whitening import FactorShape
+
+SCALE_BITS = 24
+FACTORS_MAX = 1 << 10
+COORDINATES_MAX = 1 << 24
+_ROWS_AT_ONCE = 64
+
+Bytes = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
+
+
+def sign_bytes(shape: FactorShape) -> int:
+    """Bytes of one factor's bits in a row: whole bytes, so that no byte spans two factors."""
+    return -(-shape.coordinates // 8)
+
+
+def pack_signs(whitened: Tensor) -> Bytes:
+    """Bits of one factor, uint8 (examples, sign_bytes): bit k of byte j is coordinate 8j + k; padding bits are 0."""
+    bits = (whitened.flatten(1) + 0.0 >= 0.0).to(torch.uint8).cpu().numpy()
+    return np.packbits(bits, axis=1, bitorder="little")
+
+
+def mean_magnitudes(whitened: Sequence[Tensor]) -> Tensor:
+    """Mean magnitude of every factor, ``a_f`` above: float32 (examples, factors)."""
+    means = [exact.fsum(x.abs().flatten(1)) / float(x[0].numel()) for x in whitened]
+    return torch.cat(means, 1).float()
+
+
+def integer_scales(magnitudes: Tensor, shapes: Sequence[FactorShape]) -> npt.NDArray[np.uint32]:
+    """Scales ``S_f`` above, uint32 (examples, factors), of float32 ``magnitudes`` (examples, factors)."""
+    counts = torch.tensor([float(s.coordinates) for s in shapes], device=magnitudes.device)
+    norm = exact.sqrt(exact.fsum(magnitudes * magnitudes * counts).float())
+    unit = torch.where(norm > 0.0, magnitudes / torch.where(norm > 0.0, norm, 1.0), 0.0)
+    scales = (unit * float(1 << SCALE_BITS)).round_().to(torch.int64)
+    return scales.cpu().numpy().astype(np.uint32)
+
+
+def row_norms(scales: npt.NDArray[np.uint32], shapes: Sequence[FactorShape]) -> list[int]:
+    """Squared norms ``n`` of rows with ``scales`` (records, factors)."""
+    counts = np.array([s.coordinates for s in shapes], np.int64)
+    wide = scales.astype(np.int64)
+    return [int(n) for n in (wide * wide * counts).sum(1)]
+
+
+def integer_query(whitened: Sequence[Tensor]) -> tuple[npt.NDArray[np.int32], int]:
+    """One example's query: int32 coordinates, every factor padded with zeros to whole bytes, and its norm ``m``."""
+    flat = torch.cat([torch.nn.functional.pad(x.flatten(), (0, -x.numel() % 8)) for x in whitened])
+    q = exact.quantise(flat)[0].to(torch.int32).cpu().numpy()
+    wide = q.astype(np.int64)
+    return q, int((wide * wide).sum())
+
+
+def scan(
+    query: npt.NDArray[np.int32],
+    signs: Bytes,
+    scales: npt.NDArray[np.uint32],
+    shapes: Sequence[FactorShape],
+) -> list[int]:
+    """Scores of ``query`` against every row: the formula above, through a table of partial sums per sign byte.
+
+    ``signs`` is uint8 (records, bytes), possibly memory-mapped and then read once in order; ``scales`` uint32
+    (records, factors). The table holds the 256 possible sums of every group of eight coordinates.
+    """
+    table = _byte_sums(query)
+    widths = [sign_bytes(s) for s in shapes]
+    starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
+    base = (np.arange(len(table), dtype=np.int32) << 8)[None]
+    flat = table.reshape(-1)
+    scores = list[int]()
+    for at in range(0, len(signs), _ROWS_AT_ONCE):
+        picked = flat[signs[at : at + _ROWS_AT_ONCE].astype(np.int32) + base]
+        by_factor = np.add.reduceat(picked, starts, axis=1, dtype=np.int64)
+        part = (by_factor * scales[at : at + _ROWS_AT_ONCE].astype(np.int64)).sum(1)
+        scores.extend(int(s) for s in part)
+    return scores
+
+
+def _byte_sums(query: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Table (groups, 256): entry b of group g is the sum of q_c times the sign that bit c of b says."""
+    groups = query.reshape(-1, 8)
+    table = np.empty((len(groups), 256), np.int32)
+    table[:, 0] = -groups.sum(1)
+    for bit in range(8):
+        size = 1 << bit
+        np.add(table[:, :size], 2 * groups[:, bit : bit + 1], out=table[:, size : 2 * size])
+    return table

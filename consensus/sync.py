@@ -1,0 +1,144 @@
+"""Catching up by height, and starting again from what was stored."""
+
+from consensus.certificates import apply_cc, apply_qc, commit, far_behind, want_block
+from consensus.core import Core
+from consensus.effects import Behind, FetchBlock, FetchPayload
+from consensus.errors import InvalidBlock, LocalError
+from consensus.execution import add_result
+from consensus.inputs import BlocksSynced
+from consensus.messages import CommitVoteMessage, ProposalMessage, VoteMessage
+from consensus.pacemaker import cast_timeout
+from consensus.proposals import insert
+from consensus.recovery import RecoveredState
+from consensus.rules import verify_block
+from consensus.tree import BlockTree, Node
+from consensus.types import Block, CommitCertificate
+from consensus.verify import verify_commit_proof
+
+SYNC_BLOCKS_MAX = 64
+"""Blocks in one `BlocksSynced`: it bounds how long one step takes (about half a millisecond a block)."""
+BEHIND_REPEAT_MS = 2_000
+
+
+def on_synced(core: Core, event: BlocksSynced) -> None:
+    """Verify a committed range, link by link and by its proof, and deliver what is new of it.
+
+    Raises:
+        RemoteError: the range does not link up to our last committed block, breaks a rule, or is not proven.
+    """
+    if len(event.blocks) > SYNC_BLOCKS_MAX:
+        raise InvalidBlock("committed range: too long")
+    blocks = [block for block in event.blocks if block.height > core.root.height]
+    if not blocks:
+        return
+    parent = core.root
+    for block in blocks:
+        if block.header.parent != parent.id or block.height != parent.height + 1:
+            raise InvalidBlock("committed range: does not link up")
+        verify_block(core.context, core.config, core.leaders, block)
+        parent = block
+    block_id, _ = verify_commit_proof(core.context, event.proof)
+    if block_id != parent.id:
+        raise InvalidBlock("committed range: the proof is of another block")
+    for block in blocks:
+        apply_qc(core, block.qc, None)
+        insert(core, block, None)
+    if isinstance(event.proof, CommitCertificate):
+        apply_cc(core, event.proof, None)
+    else:
+        apply_qc(core, event.proof.qc, None)
+        apply_qc(core, event.proof.child_qc, None)
+    if block_id in core.tree:
+        commit(core, block_id, event.proof)
+
+
+def request_missing(core: Core) -> None:
+    """Emit the fetches that are due, grouped by whom to ask."""
+    qc = core.high_qc
+    if qc.round > core.root.round:
+        want_block(core, qc, None)
+    for key, sources in core.block_fetches.due(core.now_ms):
+        core.out.report(FetchBlock(key, core.root.height, sources))
+    groups: dict[tuple[bytes, ...], list[bytes]] = {}
+    for key, sources in core.payload_fetches.due(core.now_ms):
+        groups.setdefault(sources, []).append(key)
+    for sources, keys in groups.items():
+        core.out.report(FetchPayload(tuple(keys), sources))
+    _tell_behind(core)
+
+
+def _tell_behind(core: Core) -> None:
+    cc = core.high_cc
+    if cc is None or not far_behind(core):
+        return
+    target, told_ms = core.behind_told
+    if cc.height < target + core.config.behind_heights_min and core.now_ms < told_ms + BEHIND_REPEAT_MS:
+        return
+    core.behind_told = (cc.height, core.now_ms)
+    core.out.report(Behind(core.root.height, cc.height, core.others(core.signers(cc.signatures))))
+
+
+def fetch_deadline(core: Core) -> int | None:
+    """Return when something must be asked for again."""
+    times = [core.block_fetches.next_ms(), core.payload_fetches.next_ms()]
+    if far_behind(core):
+        times.append(core.behind_told[1] + BEHIND_REPEAT_MS)
+    return min((at_ms for at_ms in times if at_ms is not None), default=None)
+
+
+def recover(core: Core, state: RecoveredState) -> None:
+    """Rebuild the state from what was stored. Our own disk is trusted: signatures are not checked again."""
+    committed = state.committed
+    if committed.height == 0 and committed.id != core.genesis.id:
+        raise LocalError("the stored genesis block is not this chain's")
+    if committed.height > 0:
+        if state.proof is None or len(state.reveals) != len(core.context.validators):
+            raise LocalError("a committed block was stored without its proof or reveals")
+        core.tree = BlockTree(Node(committed, state.reveals, None, True, None, True))
+        core.proof = state.proof
+    for result in state.executed:
+        add_result(core, result)
+    info = state.certificates
+    if info is not None:
+        core.high_qc, core.last_tc, core.high_cc = info.high_qc, info.last_tc, info.high_cc
+        core.stored_certificates = info
+    passed = 0 if core.last_tc is None else core.last_tc.round
+    core.round_by_tc = passed > core.high_qc.round
+    core.round = max(core.high_qc.round, passed) + 1
+    for block in sorted(state.blocks, key=lambda block: block.round):
+        if block.round > core.root.round and insert(core, block, core.now_ms):
+            core.proposals.setdefault(block.round, block)
+            _mark_stored(core, block)
+    if core.high_qc.block_id in core.tree:
+        apply_qc(core, core.high_qc, None)
+    if core.high_cc is not None:
+        apply_cc(core, core.high_cc, None)
+
+
+def _mark_stored(core: Core, block: Block) -> None:
+    node = core.tree.get(block.id)
+    if node is not None:
+        node.stored = True
+
+
+def repeat_own(core: Core) -> None:
+    """After a restart say again what we last said about rounds that are still open: it may never have left.
+
+    Nothing is signed here: the record hands out the same bytes.
+    """
+    if core.safety is None or core.me is None:
+        return
+    record = core.safety.record
+    own = core.proposals.get(core.round)
+    if own is not None and own.header.proposer == core.safety.public:
+        core.out.send(None, ProposalMessage(own, core.high_cc))
+    vote, commit_vote = record.last_vote, record.last_commit_vote
+    if vote is not None and vote.round >= core.round:
+        core.votes.add(vote.round, core.me, (vote.block_id, vote.parent_id, vote.parent_round), vote)
+        core.out.send(None, VoteMessage(vote))
+    if commit_vote is not None and core.high_qc.block_id == commit_vote.block_id:
+        statement = (commit_vote.block_id, commit_vote.height)
+        core.commit_votes.add(commit_vote.round, core.me, statement, commit_vote)
+        core.out.send(None, CommitVoteMessage(commit_vote, core.high_qc))
+    if record.last_timeout is not None and record.last_timeout.round == core.round:
+        cast_timeout(core)

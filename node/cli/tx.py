@@ -1,0 +1,246 @@
+"""``openledger tx``: one subcommand for each kind of transaction, its flags built from the kind's fields.
+
+Where a kind names a blob by digest and size, ``--file`` may give the bytes instead, and for a contribution ``--records`` a
+JSONL file of texts: the blob is stored at the node first, the fields are computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from node.cli.connection import add_node_arguments, add_signer_arguments, connect, load_signer
+from node.cli.output import Exit, UsageError, add_example, add_json_argument, print_result
+from node.client import VALID_HEIGHTS, Client
+from node.keys import public_key
+from node.ledger.bodies import BODIES, Body, ContributionSubmit
+from node.ledger.errors import MalformedError
+from node.ledger.fields import validate
+from node.ledger.openings import decode_voucher
+from node.ledger.records import RECORDS_BYTES_MAX, RECORDS_MAX, encode_records, records_root, token_count
+from node.storage.blobs import BLOB_BYTES_MAX, blob_digest
+
+_BLOB_FIELDS = ("blob_digest", "blob_bytes")
+_RECORD_FIELDS = ("records_root", "record_count", "token_count", *_BLOB_FIELDS)
+_LINE_BYTES_MAX = 64 * 1024
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``tx``."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for body in BODIES.values():
+        name = body.NAME.replace("_", "-")
+        text = (body.__doc__ or name).split("\n")[0]
+        child = kinds.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        for entry in dataclasses.fields(body):
+            _add_field(child, body, entry)
+        if _names(body) >= set(_BLOB_FIELDS):
+            child.add_argument(
+                "--file", type=Path, metavar="FILE", help="the blob; replaces --blob-digest and --blob-bytes"
+            )
+        if body is ContributionSubmit:
+            text = 'JSONL, {"text": ...} a line, tokenised byte by byte; replaces all fields but --datanet and --licence'
+            child.add_argument("--records", type=Path, metavar="FILE", help=text)
+        _add_common(child)
+        add_example(child, _example(name, body))
+        child.set_defaults(run=partial(_run, body))
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add_signer_arguments(parser)
+    add_node_arguments(parser)
+    parser.add_argument(
+        "--fee", type=int, metavar="UNITS", help="(default: what the node's parameters ask for)"
+    )
+    parser.add_argument("--nonce", type=int, metavar="N", help="(default: the account's next)")
+    text = f"heights until it expires (default: {VALID_HEIGHTS})"
+    parser.add_argument("--valid-heights", type=int, default=VALID_HEIGHTS, metavar="N", help=text)
+    parser.add_argument("--dry-run", action="store_true", help="build and sign, print, submit nothing")
+    parser.add_argument(
+        "--wait", action="store_true", help="wait until it executed; at most --timeout seconds"
+    )
+    add_json_argument(parser)
+
+
+def _names(body: type[Any]) -> set[str]:
+    return {entry.name for entry in dataclasses.fields(body)}
+
+
+def _computed(body: type[Any]) -> set[str]:
+    """Fields that a file may stand for, and that are therefore not required as flags."""
+    if body is ContributionSubmit:
+        return set(_RECORD_FIELDS)
+    return set(_BLOB_FIELDS) if _names(body) >= set(_BLOB_FIELDS) else set()
+
+
+def _add_field(parser: argparse.ArgumentParser, body: type[Any], entry: dataclasses.Field[Any]) -> None:
+    metavar, many = _KINDS_OF_VALUE[str(entry.type)][1:]
+    parser.add_argument(
+        f"--{entry.name.replace('_', '-')}",
+        dest=f"field_{entry.name}",
+        type=partial(_parse_value, str(entry.type)),
+        required=entry.name not in _computed(body) and str(entry.type) != "Shares",
+        nargs="*" if many else None,
+        metavar=metavar,
+    )
+
+
+def _hex(text: str) -> bytes:
+    data = bytes.fromhex(text)
+    if data.hex() != text:
+        raise ValueError(text)
+    return data
+
+
+def _share(text: str) -> tuple[bytes, int]:
+    address, _, share = text.partition("=")
+    return _hex(address), int(share)
+
+
+# A field's annotation -> parser of one value, metavar, whether it repeats.
+_KINDS_OF_VALUE: dict[str, tuple[Any, str, bool]] = {
+    "bytes": (_hex, "HEX", False),
+    "int": (int, "N", False),
+    "str": (str, "TEXT", False),
+    "tuple[str, ...]": (str, "TEXT", True),
+    "tuple[bytes, ...]": (_hex, "HEX", True),
+    "Voucher": (lambda text: decode_voucher(_hex(text)), "HEX", False),
+    "Shares": (_share, "ADDRESS=SHARE", True),
+}
+
+
+def _parse_value(annotation: str, text: str) -> object:
+    parse, metavar, _ = _KINDS_OF_VALUE[annotation]
+    try:
+        return parse(text)
+    except (ValueError, MalformedError) as error:
+        what = "lowercase hex digits" if metavar == "HEX" else metavar
+        raise argparse.ArgumentTypeError(f"expected {what}, got {text[:80]!r}") from error
+
+
+def _example(name: str, body: type[Any]) -> str:
+    required = [entry for entry in dataclasses.fields(body) if entry.name not in _computed(body)]
+    flags = [f"--{entry.name.replace('_', '-')} {_KINDS_OF_VALUE[str(entry.type)][1]}" for entry in required]
+    if body is ContributionSubmit:
+        flags.append("--records FILE")
+    elif _computed(body):
+        flags.append("--file FILE")
+    return " ".join(["openledger tx", name, *flags, "--key alice --wait"])
+
+
+def _run(body_class: type[Any], parsed: argparse.Namespace) -> int:
+    seed = load_signer(parsed)
+    client = connect(parsed)
+    body, blob = _build_body(body_class, parsed)
+    if blob is not None and not parsed.dry_run:
+        client.put_blob(blob)
+    raw, sent = client.build(
+        seed, body, nonce=parsed.nonce, fee=parsed.fee, valid_heights=parsed.valid_heights
+    )
+    document: dict[str, object] = {
+        "tx_hash": sent.tx_hash.hex(),
+        "kind": body.NAME,
+        "sender": public_key(seed).hex(),
+        "nonce": sent.nonce,
+        "fee": str(sent.fee),
+        "valid_until": sent.valid_until,
+        "submitted": not parsed.dry_run,
+    }
+    if parsed.dry_run:
+        document["tx"] = raw.hex()
+    else:
+        _submit(client, raw, parsed, document)
+    print_result(document, parsed.as_json, "transaction")
+    return Exit.OK
+
+
+def _submit(client: Client, raw: bytes, parsed: argparse.Namespace, document: dict[str, object]) -> None:
+    tx_hash = client.submit(raw)
+    if parsed.wait:
+        valid_until = document["valid_until"]
+        executed = client.wait_transaction(
+            tx_hash, parsed.timeout, valid_until if isinstance(valid_until, int) else None
+        )
+        document |= {"status": executed["status"], "height": executed["height"], "fee": executed["fee"]}
+
+
+def _build_body(body_class: type[Any], parsed: argparse.Namespace) -> tuple[Body, bytes | None]:
+    """Return the transaction's body and the blob to store before it, if the arguments bring one."""
+    values = {entry.name: getattr(parsed, f"field_{entry.name}") for entry in dataclasses.fields(body_class)}
+    blob = None
+    if getattr(parsed, "records", None) is not None:
+        blob = _fill(values, "--records", _from_records(parsed.records))
+    elif getattr(parsed, "file", None) is not None:
+        data = _read(parsed.file, BLOB_BYTES_MAX)
+        blob = _fill(values, "--file", ({"blob_digest": blob_digest(data), "blob_bytes": len(data)}, data))
+    missing = [name for name in _computed(body_class) if values[name] is None]
+    if missing:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(missing))
+        other = "--records" if body_class is ContributionSubmit else "--file"
+        raise UsageError(f"give {flags}, or {other}")
+    if "licences" in values:
+        values["licences"] = sorted(set(values["licences"]))
+    listed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if "shares" in listed and listed["shares"] is None:
+        listed["shares"] = ()
+    return validate(body_class(**listed)), blob
+
+
+def _fill(values: dict[str, Any], flag: str, made: tuple[dict[str, object], bytes]) -> bytes:
+    fields, data = made
+    for name, value in fields.items():
+        if values[name] is not None:
+            raise UsageError(f"--{name.replace('_', '-')} and {flag} exclude each other")
+        values[name] = value
+    return data
+
+
+def _from_records(path: Path) -> tuple[dict[str, object], bytes]:
+    records = [list(text.encode()) for text in _read_texts(path)]
+    data = encode_records(records)
+    fields: dict[str, object] = {
+        "records_root": records_root(records),
+        "record_count": len(records),
+        "token_count": token_count(records),
+        "blob_digest": blob_digest(data),
+        "blob_bytes": len(data),
+    }
+    return fields, data
+
+
+def _read_texts(path: Path) -> list[str]:
+    texts = []
+    for number, line in enumerate(_read(path, 4 * RECORDS_BYTES_MAX).splitlines(), 1):
+        try:
+            entry = json.loads(line[:_LINE_BYTES_MAX])
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"]:
+            raise UsageError(
+                f'{path}, line {number}: expected {{"text": "..."}} of at most {_LINE_BYTES_MAX} bytes'
+            )
+        texts.append(entry["text"])
+    if not 1 <= len(texts) <= RECORDS_MAX:
+        raise UsageError(f"{path}: expected 1 to {RECORDS_MAX} lines, got {len(texts)}")
+    return texts
+
+
+def _read(path: Path, bytes_max: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    if len(data) > bytes_max:
+        raise UsageError(f"{path}: over {bytes_max} bytes")
+    return data

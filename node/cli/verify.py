@@ -1,0 +1,159 @@
+"""``openledger verify``: recompute what the ledger claims, on this machine. ``openledger selfcheck``: its arithmetic.
+
+The only commands that import torch, and only once they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from node.cli.connection import add_node_arguments, connect, hex_argument, home_of
+from node.cli.output import (
+    Exit,
+    UsageError,
+    add_example,
+    add_json_argument,
+    print_json,
+    print_result,
+    print_rows,
+)
+from node.client import Client
+
+if TYPE_CHECKING:
+    from attribution.adapter import Adapter
+    from attribution.model import Base
+    from attribution.training import Progress
+    from node.rpc import shapes
+
+RECIPE_BYTES_MAX = 4096
+
+
+def configure_verify(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``verify``."""
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    text = "retrain an adapter from the ledger's data and compare its hash"
+    adapter = kinds.add_parser(
+        "adapter",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}; exits with 0 only if they are equal.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    adapter.add_argument("id", type=hex_argument(32), metavar="ID", help="the adapter's id, 64 hex digits")
+    text = "the base model's file (default: the one that ships with OpenLedger, or that of --home)"
+    adapter.add_argument("--base", type=Path, metavar="FILE", help=text)
+    adapter.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads; changes speed, never bits"
+    )
+    add_node_arguments(adapter)
+    add_json_argument(adapter)
+    add_example(adapter, "openledger verify adapter 4bf5...e1 --rpc http://127.0.0.1:7550")
+    adapter.set_defaults(run=run_adapter)
+
+
+def configure_selfcheck(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``selfcheck``."""
+    add_json_argument(parser)
+    add_example(parser, "openledger selfcheck --json")
+    parser.set_defaults(run=run_selfcheck)
+
+
+def run_selfcheck(parsed: argparse.Namespace) -> int:
+    """Run every backend of this machine against the integer oracle."""
+    from attribution.exact import selfcheck
+
+    reports = selfcheck(strict=False)
+    rows: list[dict[str, object]] = [
+        {"backend": report.name, "exact": report.exact, "detail": report.detail} for report in reports
+    ]
+    if parsed.as_json:
+        print_json(rows)
+    else:
+        print_rows("exact arithmetic", rows)
+    return Exit.OK if all(report.exact for report in reports) else Exit.FAILED
+
+
+def run_adapter(parsed: argparse.Namespace) -> int:
+    """Retrain and compare."""
+    client = connect(parsed)
+    claimed = cast("shapes.Adapter", client.call("adapter", id=parsed.id.hex()))
+    records = _fetch_records(client, claimed)
+    path = _base_path(parsed, bytes.fromhex(claimed["base_hash"]))
+    trained = _train(path, claimed, records, parsed.threads, show_progress=not parsed.as_json)
+    equal = trained.hash.hex() == claimed["adapter_hash"]
+    document: dict[str, object] = {
+        "adapter": claimed["id"],
+        "records": len(records),
+        "claimed_hash": claimed["adapter_hash"],
+        "retrained_hash": trained.hash.hex(),
+        "equal": equal,
+    }
+    print_result(document, parsed.as_json, "verified" if equal else "NOT what the ledger claims")
+    return Exit.OK if equal else Exit.FAILED
+
+
+def _fetch_records(client: Client, claimed: shapes.Adapter) -> list[tuple[int, ...]]:
+    """Fetch every contribution's blob, in training order, and hold it against the ledger's digest and Merkle root."""
+    from node.ledger.records import decode_records, records_root
+    from node.storage.blobs import blob_digest
+
+    records: list[tuple[int, ...]] = []
+    for number, identity in enumerate(claimed["contributions"], 1):
+        contribution = cast("shapes.Contribution", client.call("contribution", id=identity))
+        blob = client.get_blob(bytes.fromhex(contribution["blob_digest"]))
+        found = decode_records(blob)
+        if (
+            blob_digest(blob).hex() != contribution["blob_digest"]
+            or records_root(found).hex() != contribution["records_root"]
+        ):
+            raise UsageError(f"contribution {identity}: the node's blob is not what the ledger committed to")
+        records += found
+        print(f"fetched contribution {number} of {len(claimed['contributions'])}", file=sys.stderr)
+    return records
+
+
+def _base_path(parsed: argparse.Namespace, base_hash: bytes) -> Path:
+    from attribution.models import BASE_HASH, BASE_PATH
+
+    if parsed.base is not None:
+        return cast("Path", parsed.base)
+    if base_hash == BASE_HASH:
+        return BASE_PATH
+    held = home_of(parsed).artefacts_path / "bases" / f"{base_hash.hex()}.safetensors"
+    if not held.is_file():
+        raise UsageError(f"base {base_hash.hex()} does not ship with OpenLedger; give its file with --base")
+    return held
+
+
+def _train(
+    path: Path, claimed: shapes.Adapter, records: list[tuple[int, ...]], threads: int, show_progress: bool
+) -> Adapter:
+    import torch
+
+    from attribution.checkpoint import load_base
+    from attribution.exact import selfcheck
+    from attribution.recipe import Recipe
+    from attribution.training import train
+    from consensus.codec import decode
+
+    torch.set_num_threads(max(1, threads))
+    # A machine whose arithmetic is off would accuse an honest publisher.
+    selfcheck()
+    base: Base = load_base(path)
+    if base.hash.hex() != claimed["base_hash"]:
+        raise UsageError(f"{path} is base {base.hash.hex()}, the adapter names {claimed['base_hash']}")
+    recipe = Recipe.from_fields(decode(bytes.fromhex(claimed["recipe"]), RECIPE_BYTES_MAX))
+    if not show_progress:
+        return train(base, records, recipe)
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=None)
+
+        def advance(progress: Progress) -> None:
+            bar.update(task, completed=progress.step, total=progress.steps)
+
+        return train(base, records, recipe, advance)

@@ -1,0 +1,73 @@
+"""The daemon: opens a home, wires the rooms together in one nursery, and ends them together.
+
+    openledger start --home HOME
+
+Every task below runs until the daemon stops; one that fails ends them all with its reason. SIGINT and SIGTERM
+are the same request to stop. Nothing has to be saved on the way out: whatever matters was written when it
+happened, so stopping and being killed differ only in manners.
+"""
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+import trio
+
+from node.config import Config, load_config
+from node.errors import NodeError
+from node.home import Home, lock_home, open_home
+from node.log import configure_logging
+from node.ledger.errors import LedgerError
+from node.node import Node
+from node.storage.errors import StorageError
+
+log = structlog.get_logger(__name__)
+
+def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
+    """Run the node whose home is `root` until it is told to stop; returns the exit code."""
+    try:
+        home = open_home(root)
+        config = load_config(home.config_path, overrides=overrides)
+        configure_logging(config.log, moniker=config.node.moniker)
+        with lock_home(home):
+            return _run(home, config)
+    except (NodeError, StorageError, LedgerError) as error:
+        log.error("cannot_start", error=str(error))
+        return 1
+
+
+def _run(home: Home, config: Config) -> int:
+    node = Node(home, config)
+    try:
+        trio.run(_serve, node)
+    except* (NodeError, StorageError, OSError) as errors:
+        for error in _leaves(errors):
+            log.error("stopped", error=str(error), kind=type(error).__name__)
+        return 1
+    finally:
+        node.close()
+    return 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]
+
+
+async def _serve(node: Node) -> None:
+    """Run the node's tasks until a signal arrives."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        await nursery.start(node.run)
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            scope.cancel()
+            return

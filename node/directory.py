@@ -1,0 +1,64 @@
+"""Who is who: a validator's consensus key, its account and its peer id, and this node's own secrets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from consensus.crypto import public_key
+from consensus.validators import Validator
+from consensus.validators import ValidatorSet as ConsensusValidators
+from consensus.validators import make_validator_set
+from node.ledger.state import ValidatorSet
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This node's keys. An observer has no consensus and beacon seed."""
+
+    node_seed: bytes = field(repr=False)
+    account_seed: bytes = field(repr=False)
+    consensus_seed: bytes | None = field(repr=False)
+    beacon_seed: bytes | None = field(repr=False)
+
+    @property
+    def account(self) -> bytes:
+        """Address of the operator's account, which signs duties, batches and storage receipts."""
+        return public_key(self.account_seed)
+
+    @property
+    def consensus_key(self) -> bytes | None:
+        """The validator id, or None."""
+        return None if self.consensus_seed is None else public_key(self.consensus_seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """The validators of an epoch, by each of their names."""
+
+    validators: ValidatorSet
+    peer_of: Mapping[bytes, str]
+    validator_of: Mapping[str, bytes]
+
+    def peers(self, validator_ids: tuple[bytes, ...]) -> list[str]:
+        """Peer ids of these validators, in order; unknown ones are left out."""
+        return [self.peer_of[key] for key in validator_ids if key in self.peer_of]
+
+    def is_validator_account(self, account: bytes) -> bool:
+        """Whether an active validator's operator has this account."""
+        return self.validators.by_account(account) is not None
+
+    def consensus_set(self, epoch: int) -> ConsensusValidators:
+        """The set as consensus knows it."""
+        rows = [
+            Validator(entry.consensus_key, entry.stake, entry.beacon_anchor)
+            for entry in self.validators.validators
+        ]
+        return make_validator_set(epoch, rows)
+
+
+def make_directory(validators: ValidatorSet) -> Directory:
+    """Return the directory of a validator set."""
+    return Directory(
+        validators,
+        {entry.consensus_key: entry.peer_id for entry in validators.validators},
+        {entry.peer_id: entry.consensus_key for entry in validators.validators},
+    )

@@ -1,0 +1,160 @@
+"""The consensus driver: gives a pure replica its inputs and performs its effects, in their contract order.
+
+This task alone touches the replica. What other tasks of this node tell it (`tell`) is never lost; what peers send
+(`offer`) may be dropped past a bound, which the protocol allows.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from consensus.effects import (
+    Behind,
+    Deliver,
+    Diverged,
+    Effect,
+    FetchBlock,
+    FetchPayload,
+    Misbehaved,
+    Persist,
+    RequestPayload,
+    Send,
+    SetTimer,
+    Stalled,
+)
+from consensus.inputs import Input, MessageReceived, PayloadOffered, Started, TimerFired, TimerKind
+from consensus.messages import encode_message
+from consensus.replica import Replica
+from consensus.types import Block
+from node.clock import now_ms
+from node.storage.chain import ChainStore
+
+log = structlog.get_logger(__name__)
+
+PEER_INPUTS_MAX = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class DriverPorts:
+    """Where effects go that leave the driver. All of them return at once; none may fail.
+
+    Attributes:
+        send: encoded consensus message to one validator id, or with None to all.
+        deliver: final blocks, oldest first.
+        offer_payload: digests of stored batches for the round this node leads.
+        fetch_payload: make batches available; answers come back through `tell`.
+        fetch_block: ask for a block and its ancestors.
+        behind: the chain is far ahead; fetch a range.
+        misbehaved: a validator id (or None) broke the rules.
+    """
+
+    send: Callable[[bytes | None, bytes], None]
+    deliver: Callable[[tuple[Block, ...]], None]
+    offer_payload: Callable[[RequestPayload], tuple[bytes, ...]]
+    fetch_payload: Callable[[FetchPayload], None]
+    fetch_block: Callable[[FetchBlock], None]
+    behind: Callable[[Behind], None]
+    misbehaved: Callable[[Misbehaved], None]
+
+
+class Driver:
+    """Runs one replica. Construct, then run `run` in the daemon's nursery."""
+
+    def __init__(self, replica: Replica, store: ChainStore, ports: DriverPorts) -> None:
+        self.replica = replica
+        self.diverged: Diverged | None = None
+        self.stalled = False
+        self.peer_inputs_dropped = 0
+        self._store = store
+        self._ports = ports
+        self._own: deque[Input] = deque()
+        self._peers: deque[MessageReceived] = deque()
+        self._timers: dict[TimerKind, int] = {}
+        self._wake = trio.Event()
+        self._disk = trio.CapacityLimiter(1)
+
+    def tell(self, event: Input) -> None:
+        """Queue an input of this node itself. Bounded by what causes it: blocks, batches and requests in flight."""
+        self._own.append(event)
+        self._wake.set()
+
+    def offer(self, event: MessageReceived) -> bool:
+        """Queue a peer's message; returns False, and drops it, when too many wait (messages may be lost)."""
+        if len(self._peers) >= PEER_INPUTS_MAX:
+            self.peer_inputs_dropped += 1
+            return False
+        self._peers.append(event)
+        self._wake.set()
+        return True
+
+    async def run(self) -> None:
+        """Step the replica for ever; a failure to persist ends the daemon, for nothing may be signed after it."""
+        self.tell(Started(now_ms()))
+        while True:
+            await trio.lowlevel.checkpoint()  # a flood of inputs must not starve the other tasks
+            event = await self._next()
+            for effect in self.replica.step(event):
+                await self._perform(effect)
+
+    async def _next(self) -> Input:
+        """The next input: this node's own first, then timers that are due, then peers' messages."""
+        while True:
+            if self._own:
+                return self._own.popleft()
+            now = now_ms()
+            due = min(self._timers, key=lambda kind: (self._timers[kind], kind), default=None)
+            if due is not None and self._timers[due] <= now:
+                del self._timers[due]
+                return TimerFired(due, now)
+            if self._peers:
+                return self._peers.popleft()
+            self._wake = trio.Event()
+            wait_s = float("inf") if due is None else (self._timers[due] - now) / 1000
+            with trio.move_on_after(wait_s):
+                await self._wake.wait()
+
+    async def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Persist() if effect.sync:
+                await trio.to_thread.run_sync(self._store.persist, effect, limiter=self._disk)
+            case Persist():
+                self._store.persist(effect)
+            case Send(to, message):
+                self._ports.send(to, encode_message(message))
+            case Deliver(blocks):
+                self.stalled = False
+                self._ports.deliver(blocks)
+            case SetTimer(kind, at_ms):
+                self._set_timer(kind, at_ms)
+            case RequestPayload(round_):
+                self.tell(PayloadOffered(round_, self._ports.offer_payload(effect), now_ms()))
+            case FetchPayload():
+                self._ports.fetch_payload(effect)
+            case FetchBlock():
+                self._ports.fetch_block(effect)
+            case Behind():
+                self._ports.behind(effect)
+            case Misbehaved(peer, reason):
+                log.warning("misbehaved", peer=peer.hex() if peer else None, reason=reason)
+                self._ports.misbehaved(effect)
+            case Diverged(height):
+                self.diverged = effect
+                log.error(
+                    "diverged",
+                    height=height,
+                    committed=effect.committed,
+                    expected=effect.expected_state_digest.hex(),
+                    computed=effect.state_digest.hex(),
+                )
+            case Stalled(round_, rounds):
+                self.stalled = True
+                log.warning("stalled", round=round_, rounds_since_commit=rounds, reason=effect.reason)
+
+    def _set_timer(self, kind: TimerKind, at_ms: int | None) -> None:
+        if at_ms is None:
+            self._timers.pop(kind, None)
+        else:
+            self._timers[kind] = at_ms

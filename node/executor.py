@@ -1,0 +1,181 @@
+"""Executes committed blocks, oldest first, and says what came out.
+
+A block's state changes, receipts and height are one atomic write: a process that dies is between two blocks, never
+inside one. The ledger runs in a thread, so that a long block does not hold up votes.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from consensus.crypto import Verifier
+from consensus.types import Block
+from node.ledger.accumulator import decode_accumulator, encode_accumulator
+from node.ledger.batch import Batch, decode_batch
+from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, encode_receipt
+from node.ledger.execute import execute_block
+from node.ledger.transaction import hash_transaction_bytes
+from node.storage.chain import ChainStore, ExecutedHead, Outcome
+from node.storage.errors import StorageError
+
+log = structlog.get_logger(__name__)
+
+BATCHES_REMEMBERED_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedBlock:
+    """One block, its transactions' hashes in order, and the head after it."""
+
+    block: Block
+    tx_hashes: tuple[bytes, ...]
+    head: ExecutedHead
+
+
+class Executor:
+    """Applies blocks to the stored state. `run` belongs in the daemon's nursery."""
+
+    def __init__(
+        self,
+        store: ChainStore,
+        chain_id: bytes,
+        make_available: Callable[[Block], Awaitable[None]],
+        executed: Callable[[ExecutedBlock], None],
+        check: Verifier,
+    ) -> None:
+        """Prepare to continue from the stored head.
+
+        `make_available` returns once every batch of a block is stored; `executed` is told of each block, in order;
+        `check` remembers signatures found good on admission, so that each is verified once.
+        """
+        self.head = store.executed()
+        self._store = store
+        self._chain_id = chain_id
+        self._make_available = make_available
+        self._executed = executed
+        self._check = check
+        self._waiting: deque[Block] = deque()
+        self._wake = trio.Event()
+        self._done = trio.Event()
+        self._hashes: dict[bytes, tuple[bytes, ...]] = {}
+
+    def recover(self) -> None:
+        """Queue the blocks that were committed but not executed when the process ended."""
+        for height in range(self.head.height + 1, self._store.committed_height() + 1):
+            block = self._store.block_at(height)
+            if block is None:
+                raise StorageError(f"the committed block at height {height} is missing")
+            self._waiting.append(block)
+
+    def deliver(self, blocks: tuple[Block, ...]) -> None:
+        """Queue committed blocks, oldest first. Bounded by the replica's lag limit and by one range of sync."""
+        self._waiting.extend(blocks)
+        self._wake.set()
+
+    @property
+    def waiting_blocks(self) -> int:
+        """How many committed blocks wait to be executed."""
+        return len(self._waiting)
+
+    def transactions_in_flight(self, uncommitted_payload: tuple[bytes, ...]) -> set[bytes]:
+        """Hashes of transactions that are ordered but not executed: in these batches, and in blocks that wait."""
+        digests = [digest for block in self._waiting for digest in block.header.payload]
+        return {tx for digest in (*digests, *uncommitted_payload) for tx in self.transaction_hashes(digest)}
+
+    def transaction_hashes(self, digest: bytes) -> tuple[bytes, ...]:
+        """Hashes of a stored batch's transactions, in order; empty when the batch is not here."""
+        known = self._hashes.get(digest)
+        if known is None:
+            data = self._store.batch(digest)
+            if data is None:
+                return ()
+            known = tuple(hash_transaction_bytes(raw, self._chain_id) for raw, _ in decode_batch(data).items)
+            if len(self._hashes) >= BATCHES_REMEMBERED_MAX:
+                del self._hashes[next(iter(self._hashes))]
+            self._hashes[digest] = known
+        return known
+
+    async def progress(self) -> None:
+        """Return after the next block has been executed."""
+        await self._done.wait()
+
+    async def run(self) -> None:
+        """Execute for ever."""
+        while True:
+            while self._waiting:
+                # The block stays in the queue until it is done: what is in flight is computed from the queue.
+                done = await self._execute(self._waiting[0])
+                self._waiting.popleft()
+                self._executed(done)
+                self._done.set()
+                self._done = trio.Event()
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    async def _execute(self, block: Block) -> ExecutedBlock:
+        if block.height != self.head.height + 1:
+            raise StorageError(f"block {block.height} delivered where {self.head.height + 1} was due")
+        await self._make_available(block)
+        batches = [self._batch(digest) for digest in block.header.payload]
+        tx_hashes = tuple(tx for digest in block.header.payload for tx in self.transaction_hashes(digest))
+        outcome = await trio.to_thread.run_sync(self._apply, block, batches)
+        self.head = ExecutedHead(
+            block.height,
+            block.id,
+            outcome.state_digest,
+            outcome.accumulator_root,
+            outcome.lthash,
+            encode_accumulator(outcome.accumulator),
+        )
+        kept = Outcome(
+            outcome.state_digest,
+            outcome.receipts_root,
+            self.head.accumulator_root,
+            tuple(encode_receipt(receipt) for receipt in outcome.receipts),
+        )
+        self._store.record_execution(self.head, outcome.changes, kept, self._places(outcome))
+        if batches:
+            log.info("executed", height=block.height, transactions=len(tx_hashes))
+        return ExecutedBlock(block, tx_hashes, self.head)
+
+    def _apply(self, block: Block, batches: list[Batch]) -> BlockOutcome:
+        header = block.header
+        context = BlockContext(
+            chain_id=header.chain_id,
+            height=header.height,
+            epoch=header.epoch,
+            round=header.round,
+            timestamp_ms=header.timestamp_ms,
+            proposer=header.proposer,
+            beacon_reveal=header.beacon_reveal,
+            executed_height=header.executed_height,
+        )
+        return execute_block(
+            self._store,
+            self.head.lthash,
+            decode_accumulator(self.head.accumulator),
+            context,
+            batches,
+            check=self._check,
+        )
+
+    def _places(self, outcome: BlockOutcome) -> dict[bytes, int]:
+        """Where each transaction's receipt stands. A replay, which is invalid, never hides what happened before."""
+        return {
+            receipt.subject: position
+            for position, receipt in enumerate(outcome.receipts)
+            if receipt.status in (ReceiptStatus.OK, ReceiptStatus.FAILED)
+            or (
+                receipt.status == ReceiptStatus.INVALID
+                and self._store.transaction_place(receipt.subject) is None
+            )
+        }
+
+    def _batch(self, digest: bytes) -> Batch:
+        data = self._store.batch(digest)
+        if data is None:
+            raise StorageError(f"batch {digest.hex()} was made available and is missing")
+        return decode_batch(data)

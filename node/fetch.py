@@ -1,0 +1,131 @@
+"""Fetching what is named by its digest: blobs and batches, from whichever peer has them."""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import structlog
+import trio
+
+from node.ledger.batch import batch_digest, decode_batch, verify_batch
+from node.ledger.errors import LedgerError, MalformedError
+from node.network.errors import NetworkError
+from node.network.network import Network
+from node.storage.blobs import BLOB_BYTES_MAX, BlobStore
+from node.storage.chain import ChainStore
+from node.storage.errors import BlobDigestMismatch, BlobQuotaExceeded
+from node.wire import BLOB_PART_BYTES, Request, encode_blob_request
+
+log = structlog.get_logger(__name__)
+
+REQUEST_TIMEOUT_S = 5.0
+ROUNDS_MAX = 8
+DELAY_S_MIN = 0.1
+DELAY_S_MAX = 3.0
+FETCHES_MAX = 8
+WRONG_BYTES_POINTS = 40
+
+
+class Fetcher:
+    """Asks peers in turn, in a bounded number of rounds with growing pauses; one fetch per digest at a time."""
+
+    def __init__(self, network: Network, store: ChainStore, blobs: BlobStore, chain_id: bytes) -> None:
+        self._network = network
+        self._store = store
+        self._blobs = blobs
+        self._chain_id = chain_id
+        self._running: dict[bytes, trio.Event] = {}
+        self._limit = trio.CapacityLimiter(FETCHES_MAX)
+
+    async def blob(self, name: bytes, size_bytes: int, sources: Iterable[str] = ()) -> bool:
+        """Make a blob present, durably; returns whether it is. `sources` are asked before the other peers."""
+        if size_bytes > BLOB_BYTES_MAX:
+            return False
+
+        async def ask(peer_id: str) -> None:
+            await self._blob_from(peer_id, name, size_bytes)
+
+        return await self._fetch(name, lambda: self._blobs.has(name), ask, tuple(sources))
+
+    async def batch(self, name: bytes, sources: Iterable[str] = ()) -> bool:
+        """Make a batch present; returns whether it is."""
+
+        async def ask(peer_id: str) -> None:
+            await self._batch_from(peer_id, name)
+
+        return await self._fetch(name, lambda: self._store.batch(name) is not None, ask, tuple(sources))
+
+    async def _fetch(
+        self,
+        name: bytes,
+        present: Callable[[], bool],
+        ask: Callable[[str], Awaitable[None]],
+        sources: tuple[str, ...],
+    ) -> bool:
+        while (other := self._running.get(name)) is not None:
+            await other.wait()
+        if present():
+            return True
+        self._running[name] = trio.Event()
+        try:
+            async with self._limit:
+                return await self._rounds(name, present, ask, sources)
+        finally:
+            self._running.pop(name).set()
+
+    async def _rounds(
+        self,
+        name: bytes,
+        present: Callable[[], bool],
+        ask: Callable[[str], Awaitable[None]],
+        sources: tuple[str, ...],
+    ) -> bool:
+        delay_s = DELAY_S_MIN
+        for _ in range(ROUNDS_MAX):
+            connected = [peer.peer_id for peer in self._network.peers() if peer.connected]
+            for peer_id in dict.fromkeys((*sources, *connected)):
+                try:
+                    await ask(peer_id)
+                except NetworkError as error:
+                    log.debug("fetch_failed", what=name.hex(), peer=peer_id, error=str(error))
+                except (BlobDigestMismatch, LedgerError) as error:
+                    self._network.penalise(peer_id, WRONG_BYTES_POINTS, f"wrong bytes: {error}")
+                except BlobQuotaExceeded as error:
+                    log.error("blob_refused", blob=name.hex(), error=str(error))
+                    return False
+                if present():
+                    return True
+            await trio.sleep(delay_s)
+            delay_s = min(delay_s * 2, DELAY_S_MAX)
+        log.warning("fetch_gave_up", what=name.hex(), rounds=ROUNDS_MAX)
+        return False
+
+    async def _blob_from(self, peer_id: str, name: bytes, size_bytes: int) -> None:
+        data = bytearray()
+        while len(data) < size_bytes:
+            request = encode_blob_request(name, len(data))
+            part = await self._network.request(peer_id, Request.BLOB, request, REQUEST_TIMEOUT_S)
+            if not part or len(part) > BLOB_PART_BYTES:
+                return
+            data += part
+        if len(data) == size_bytes:
+            await trio.to_thread.run_sync(self._blobs.put, bytes(data), name)
+
+    async def _batch_from(self, peer_id: str, name: bytes) -> None:
+        data = await self._network.request(peer_id, Request.BATCH, name, REQUEST_TIMEOUT_S)
+        if data:
+            store_batch(self._store, data, self._chain_id, expected=name)
+
+
+def store_batch(store: ChainStore, data: bytes, chain_id: bytes, expected: bytes | None = None) -> bytes:
+    """Check and store a batch; returns its digest. Raises LedgerError, BlobDigestMismatch.
+
+    The digest does not cover the author's signature, so a batch is only ever stored with a good one: otherwise
+    one node could hold, under the same digest, bytes that the ledger skips and another node executes.
+    """
+    batch = decode_batch(data)
+    name = batch_digest(batch, chain_id)
+    if expected is not None and name != expected:
+        raise BlobDigestMismatch(expected, name)
+    if not verify_batch(batch, chain_id):
+        raise MalformedError("a batch that its author did not sign", "batch.signature")
+    store.put_batch(name, data)
+    return name

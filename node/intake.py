@@ -1,0 +1,302 @@
+"""The way of a transaction into this node: check, wait for its blob, pool, pass on.
+
+A validator passes transactions to the other validators over direct streams; a full node gossips them in
+batches, and again until they are executed, since gossip may be lost. A transaction that names a blob is
+admitted only where the blob is present, and a validator vouches for the blob (a storage receipt) only after
+it has checked the content against the transaction and the bytes are synced to disk.
+"""
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from consensus.crypto import Verifier
+from node.directory import Directory, Identity
+from node.errors import BlobMissing, NodeError
+from node.executor import Executor
+from node.fetch import Fetcher
+from node.ledger.admission import mempool_check
+from node.ledger.batch import Item, StorageClaim, sign_storage_receipt, storage_claim
+from node.ledger.bodies import DUTY_KINDS, ContributionSubmit, InferenceReveal
+from node.ledger.errors import LedgerError, MalformedError
+from node.ledger.records import decode_records, records_root, token_count
+from node.ledger.state import get_account
+from node.ledger.transaction import Transaction, decode_transaction, hash_transaction_bytes
+from node.mempool import Mempool, Pooled
+from node.network.errors import NetworkError
+from node.network.network import Network
+from node.receipts import ReceiptBook
+from node.storage.blobs import BlobStore
+from node.storage.chain import ChainStore
+from node.wire import (
+    TRANSACTIONS_BYTES_MAX,
+    TRANSACTIONS_MAX,
+    Frame,
+    StorageReceiptFrame,
+    Topic,
+    WireError,
+    decode_storage_receipt,
+    decode_transactions,
+    encode_storage_receipt,
+    encode_transactions,
+)
+
+log = structlog.get_logger(__name__)
+
+GOSSIP_DELAY_S = 0.05
+REPUBLISH_S = 2.5
+PUBLISH_TIMEOUT_S = 5.0
+BLOB_TASKS_MAX = 64
+MALFORMED_POINTS = 20
+
+
+class Intake:
+    """Admits transactions from RPC, peers and this validator's own duties."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        directory: Directory,
+        chain_id: bytes,
+        network: Network,
+        store: ChainStore,
+        blobs: BlobStore,
+        fetcher: Fetcher,
+        executor: Executor,
+        mempool: Mempool,
+        receipts: ReceiptBook,
+        check: Verifier,
+        changed: Callable[[], None],
+        start: Callable[..., None],
+    ) -> None:
+        """`changed` is told when the pool may offer more or less; `start` runs a small task beside the others."""
+        self.mempool = mempool
+        self._identity = identity
+        self._directory = directory
+        self._chain_id = chain_id
+        self._network = network
+        self._store = store
+        self._blobs = blobs
+        self._fetcher = fetcher
+        self._executor = executor
+        self._receipts = receipts
+        self._check = check
+        self._changed = changed
+        self._start = start
+        self._validator = identity.consensus_seed is not None
+        self._outbox: list[bytes] = []
+        self._fetching: set[bytes] = set()
+        self._wake = trio.Event()
+
+    # --- in ---
+
+    async def submit(self, raw: bytes) -> bytes:
+        """Take a transaction from this node's own user or duties, and pass it on; returns its hash.
+
+        Raises LedgerError, MempoolFull and kin, BlobMissing when it names a blob that this node does not have.
+        """
+        pooled = self._admit(raw)
+        if pooled is None:
+            return hash_transaction_bytes(raw, self._chain_id)
+        claim = _claim_of(pooled.transaction)
+        if claim is not None:
+            if not self._blobs.has(claim.blob_digest):
+                self.mempool.discard(pooled.tx_hash)
+                raise BlobMissing(claim.blob_digest)
+            await self._vouch(pooled, claim)
+        self._pass_on(raw)
+        self._changed()
+        return pooled.tx_hash
+
+    async def receive(self, peer_id: str, data: bytes) -> None:
+        """Take transactions from a peer; those that the ledger refuses are dropped without blame.
+
+        A refusal is no proof of malice: the peer may be a block ahead or behind.
+        """
+        try:
+            rows = decode_transactions(data)
+        except WireError as error:
+            self._network.penalise(peer_id, MALFORMED_POINTS, str(error))
+            return
+        for raw in rows:
+            try:
+                pooled = self._admit(raw)
+            except MalformedError as error:
+                self._network.penalise(peer_id, MALFORMED_POINTS, str(error))
+                return
+            except (LedgerError, NodeError) as error:
+                log.debug("transaction_refused", peer=peer_id, error=str(error))
+                continue
+            if pooled is None:
+                self._repeat_receipt(hash_transaction_bytes(raw, self._chain_id))
+            elif (claim := _claim_of(pooled.transaction)) is not None:
+                self._want_blob(pooled, claim, peer_id)
+            await trio.lowlevel.checkpoint()
+        self._changed()
+
+    def receive_receipt(self, peer_id: str, data: bytes) -> None:
+        """Take a storage receipt from a peer."""
+        try:
+            frame = decode_storage_receipt(data)
+        except WireError as error:
+            self._network.penalise(peer_id, MALFORMED_POINTS, str(error))
+            return
+        claim = StorageClaim(frame.blob_digest, frame.blob_bytes, frame.content_root, frame.content_count)
+        if not self._receipts.add(claim, frame.validator, frame.signature):
+            self._network.penalise(peer_id, MALFORMED_POINTS, "a storage receipt that does not verify")
+            return
+        self._changed()
+
+    def _admit(self, raw: bytes) -> Pooled | None:
+        """Check and pool; None when it waits already or was executed."""
+        tx_hash = hash_transaction_bytes(raw, self._chain_id)
+        if tx_hash in self.mempool or self._executed(tx_hash):
+            return None
+        transaction = decode_transaction(raw)
+        mempool_check(
+            self._store,
+            transaction,
+            self._executor.head.height,
+            chain_id=self._chain_id,
+            check=self._check,
+        )
+        return self.mempool.add(raw, tx_hash, transaction, duty=transaction.kind in DUTY_KINDS)
+
+    def _executed(self, tx_hash: bytes) -> bool:
+        return self._store.transaction_place(tx_hash) is not None
+
+    # --- blobs ---
+
+    def _want_blob(self, pooled: Pooled, claim: StorageClaim, peer_id: str) -> None:
+        if claim.blob_digest in self._fetching or len(self._fetching) >= BLOB_TASKS_MAX:
+            return  # gossip brings the transaction again
+        self._fetching.add(claim.blob_digest)
+        self._start(self._fetch_and_vouch, pooled, claim, peer_id)
+
+    async def _fetch_and_vouch(self, pooled: Pooled, claim: StorageClaim, peer_id: str) -> None:
+        try:
+            if await self._fetcher.blob(claim.blob_digest, claim.blob_bytes, (peer_id,)):
+                await self._vouch(pooled, claim)
+                self._changed()
+            else:
+                self.mempool.discard(pooled.tx_hash)
+        except MalformedError as error:
+            log.warning("blob_refused", tx_hash=pooled.tx_hash.hex(), error=str(error))
+        finally:
+            self._fetching.discard(claim.blob_digest)
+
+    async def _vouch(self, pooled: Pooled, claim: StorageClaim) -> None:
+        """Check a blob against its transaction and, as a validator, say with a signature that it is stored."""
+        problem = await trio.to_thread.run_sync(_blob_problem, self._blobs, pooled.transaction)
+        if problem is not None:
+            self.mempool.discard(pooled.tx_hash)
+            raise MalformedError(problem, "blob")
+        if not self._validator:
+            return
+        signature = sign_storage_receipt(self._identity.account_seed, claim, self._chain_id)
+        self._receipts.add(claim, self._identity.account, signature)
+        self._broadcast_receipt(claim, signature)
+
+    def _repeat_receipt(self, tx_hash: bytes) -> None:
+        """A transaction that is gossiped again may wait because a receipt was lost: send ours again."""
+        pooled = self.mempool.get(tx_hash)
+        claim = None if pooled is None else _claim_of(pooled.transaction)
+        if claim is not None and (own := self._receipts.signature(claim, self._identity.account)) is not None:
+            self._broadcast_receipt(claim, own)
+
+    def _broadcast_receipt(self, claim: StorageClaim, signature: bytes) -> None:
+        frame = StorageReceiptFrame(
+            claim.blob_digest,
+            claim.blob_bytes,
+            claim.content_root,
+            claim.content_count,
+            self._identity.account,
+            signature,
+        )
+        self._network.broadcast(Frame.STORAGE_RECEIPT, encode_storage_receipt(frame))
+
+    # --- out ---
+
+    def _pass_on(self, raw: bytes) -> None:
+        if self._validator:
+            self._network.broadcast(Frame.TRANSACTIONS, encode_transactions([raw]))
+        else:
+            self._outbox.append(raw)
+            self._wake.set()
+
+    async def run_gossip(self) -> None:
+        """On a full node: publish new transactions in batches, and those still waiting again and again."""
+        while True:
+            with trio.move_on_after(REPUBLISH_S):
+                await self._wake.wait()
+            if self._wake.is_set():
+                await trio.sleep(GOSSIP_DELAY_S)  # let a burst become one message
+                rows, self._outbox = self._outbox, []
+                self._wake = trio.Event()
+            else:
+                rows = [pooled.raw for pooled in self.mempool]
+            for message in _messages(rows):
+                try:
+                    await self._network.publish(Topic.TRANSACTIONS, message, PUBLISH_TIMEOUT_S)
+                except NetworkError as error:
+                    log.warning("gossip_failed", error=str(error))
+
+    # --- blocks ---
+
+    def includable(self, pooled: Pooled) -> bool:
+        """Whether a block may carry it now: a blob needs storage receipts of more than two thirds of stake."""
+        claim = _claim_of(pooled.transaction)
+        return claim is None or self._receipts.quorum(claim) is not None
+
+    def item(self, pooled: Pooled) -> Item:
+        """The transaction as a batch carries it."""
+        claim = _claim_of(pooled.transaction)
+        return (pooled.raw, () if claim is None else self._receipts.quorum(claim) or ())
+
+    def next_nonce(self, sender: bytes) -> int:
+        """The nonce that the ledger expects of a sender at the executed height."""
+        return get_account(self._store, sender).nonce
+
+
+def _claim_of(transaction: Transaction) -> StorageClaim | None:
+    body = transaction.body
+    return storage_claim(body) if isinstance(body, ContributionSubmit | InferenceReveal) else None
+
+
+def _blob_problem(blobs: BlobStore, transaction: Transaction) -> str | None:
+    """What is wrong with the blob of a transaction, if anything; a reveal's content is judged by the audit."""
+    body = transaction.body
+    if not isinstance(body, ContributionSubmit | InferenceReveal):
+        return None
+    data = blobs.get(body.blob_digest)
+    if data is None:
+        return "the blob is missing or damaged"
+    if len(data) != body.blob_bytes:
+        return f"the blob has {len(data)} bytes, the transaction says {body.blob_bytes}"
+    if isinstance(body, InferenceReveal):
+        return None
+    try:
+        records = decode_records(data)
+    except MalformedError as error:
+        return str(error)
+    found = (len(records), token_count(records), records_root(records))
+    if found != (body.record_count, body.token_count, body.records_root):
+        return "the blob's records are not those that the transaction describes"
+    return None
+
+
+def _messages(rows: list[bytes]) -> list[bytes]:
+    """Group transactions into gossip messages within the limits of one."""
+    messages: list[bytes] = []
+    group: list[bytes] = []
+    size = 0
+    for raw in rows:
+        if group and (size + len(raw) + 8 > TRANSACTIONS_BYTES_MAX or len(group) >= TRANSACTIONS_MAX):
+            messages.append(encode_transactions(group))
+            group, size = [], 0
+        group.append(raw)
+        size += len(raw) + 8
+    if group:
+        messages.append(encode_transactions(group))
+    return messages

@@ -1,0 +1,217 @@
+"""`execute_block`: the ledger's one transition. Begin of block, transactions in their order, end of block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from consensus.crypto import verify
+from node.ledger.accumulator import Accumulator, accumulator_root, append
+from node.ledger.admission import check_envelope
+from node.ledger.audits import end_audits
+from node.ledger.batch import (
+    Batch,
+    StorageReceipts,
+    batch_digest,
+    storage_claim,
+    verify_batch,
+    verify_storage_receipt,
+)
+from node.ledger.block import BlockContext, BlockOutcome, Receipt, ReceiptStatus, receipts_root
+from node.ledger.bodies import DUTY_KINDS, ContributionSubmit, InferenceReveal
+from node.ledger.environment import Environment
+from node.ledger.errors import (
+    ExecutionError,
+    FailedTransactionError,
+    InvalidCode,
+    InvalidTransactionError,
+    MalformedError,
+)
+from node.ledger.lthash import apply_changes, state_digest
+from node.ledger.models import end_artefacts
+from node.ledger.money import credit, debit
+from node.ledger.results import TREASURY
+from node.ledger.serving import draw_audits
+from node.ledger.state import (
+    ACCOUNT,
+    BATCH_WINDOW,
+    BATCHES,
+    HEAD_KEY,
+    BatchWindow,
+    Head,
+    Overlay,
+    StateReader,
+    get_account,
+    get_batch_window,
+    get_head,
+    get_params,
+    get_validators,
+)
+from node.ledger.transaction import (
+    SignatureCheck,
+    Transaction,
+    decode_transaction,
+    hash_transaction_bytes,
+    verify_signature,
+)
+from node.ledger.transitions import TRANSITIONS
+
+
+def execute_block(
+    reader: StateReader,
+    lthash: bytes,
+    accumulator: Accumulator,
+    context: BlockContext,
+    batches: Sequence[Batch],
+    *,
+    check: SignatureCheck = verify,
+) -> BlockOutcome:
+    """Apply one block to the state behind `reader` and return what changed; nothing is written.
+
+    `lthash` (2,048 bytes) and `accumulator` are those after the previous block. `check` judges every signature and
+    may remember good ones (`consensus.crypto.Verifier`); it must answer as `consensus.crypto.verify` would.
+    Raises :class:`ExecutionError` where the caller's context does not follow the state; bad batches and
+    transactions never raise.
+    """
+    overlay = Overlay(reader)
+    env = _environment(overlay, accumulator, context, check)
+    receipts = draw_audits(overlay, env)
+    skipped = []
+    for batch in batches:
+        if not _admit_batch(overlay, env, batch):
+            skipped.append(batch_digest(batch, context.chain_id))
+            continue
+        for data, stored in batch.items:
+            receipts += _execute_transaction(overlay, env, batch.author, data, stored)
+    receipts += end_artefacts(overlay, env)
+    receipts += end_audits(overlay, env)
+    overlay.put_record(HEAD_KEY, Head(context.height, context.timestamp_ms))
+    return _outcome(reader, overlay, lthash, accumulator, context, tuple(receipts), tuple(skipped))
+
+
+def _environment(
+    overlay: Overlay, accumulator: Accumulator, context: BlockContext, check: SignatureCheck
+) -> Environment:
+    head, validators = get_head(overlay), get_validators(overlay)
+    if context.height != head.height + 1 or accumulator.count != head.height:
+        raise ExecutionError("not the next block", height=context.height, head=head.height)
+    if context.timestamp_ms < head.timestamp_ms or not 0 <= context.executed_height < context.height:
+        raise ExecutionError("a header that no voter accepts", height=context.height)
+    if len(context.beacon_reveal) not in (0, 32):
+        raise ExecutionError("a beacon reveal has 32 bytes", height=context.height)
+    proposer = validators.by_consensus_key(context.proposer)
+    if proposer is None:
+        raise ExecutionError("the proposer is no validator", proposer=context.proposer)
+    return Environment(context, get_params(overlay), validators, proposer.account, check)
+
+
+def _admit_batch(overlay: Overlay, env: Environment, batch: Batch) -> bool:
+    """Whether a validator signed this batch and it was never executed; then its sequence is used up.
+
+    Sequences may arrive out of order and may have gaps: the last `BATCH_WINDOW` executed ones are remembered, and what
+    is not above the lowest of those is closed. So nobody can charge an author twice for one batch.
+    """
+    if env.validators.by_account(batch.author) is None:
+        return False
+    window = get_batch_window(overlay, batch.author)
+    if batch.sequence <= window.floor or batch.sequence in window.executed:
+        return False
+    if not verify_batch(batch, env.context.chain_id, env.check):
+        return False
+    executed = sorted((*window.executed, batch.sequence))
+    floor = window.floor
+    if len(executed) > BATCH_WINDOW:
+        floor = executed.pop(0)
+    overlay.put_record(BATCHES + batch.author, BatchWindow(floor, tuple(executed)))
+    return True
+
+
+def _execute_transaction(
+    overlay: Overlay, env: Environment, author: bytes, data: bytes, stored: StorageReceipts
+) -> list[Receipt]:
+    """One transaction's receipt, followed by those of the steps that it set off."""
+    tx_hash, kind = hash_transaction_bytes(data, env.context.chain_id), 0
+    try:
+        transaction = decode_transaction(data)
+        kind = transaction.kind
+        check_envelope(overlay, env.params, transaction, len(data), env.context.chain_id, env.context.height)
+        _check_storage(env, transaction, stored)
+        verify_signature(transaction, env.check)
+        return _perform(overlay, env, transaction, tx_hash)
+    except (MalformedError, InvalidTransactionError) as error:
+        paid = _charge_author(overlay, env, author, len(data))
+        return [Receipt(tx_hash, ReceiptStatus.INVALID, kind, error.code, paid)]
+
+
+def _perform(overlay: Overlay, env: Environment, transaction: Transaction, tx_hash: bytes) -> list[Receipt]:
+    """Take nonce and fee, then try the body on an overlay of its own."""
+    sender, kind = transaction.sender, transaction.kind
+    if kind not in DUTY_KINDS:
+        account = get_account(overlay, sender)
+        overlay.put_record(ACCOUNT + sender, replace(account, nonce=account.nonce + 1))
+        debit(overlay, sender, transaction.fee)
+        credit(overlay, env.proposer_account, transaction.fee)
+    attempt = Overlay(overlay)
+    try:
+        events = TRANSITIONS[kind](attempt, env, sender, transaction.body, tx_hash)
+    except FailedTransactionError as error:
+        return [Receipt(tx_hash, ReceiptStatus.FAILED, kind, error.code, transaction.fee)]
+    overlay.merge(attempt.changes)
+    return [Receipt(tx_hash, ReceiptStatus.OK, kind, "", transaction.fee), *events]
+
+
+def _check_storage(env: Environment, transaction: Transaction, stored: StorageReceipts) -> None:
+    """Bytes that everybody will need must be on the disks of > 2/3 of stake before the ledger speaks of them."""
+    body = transaction.body
+    if not isinstance(body, ContributionSubmit | InferenceReveal):
+        return
+    claim, chain_id = storage_claim(body), env.context.chain_id
+    holders: set[bytes] = set()
+    for account, signature in stored:
+        if account in holders or env.validators.by_account(account) is None:
+            continue
+        if verify_storage_receipt(account, signature, claim, chain_id, env.check):
+            holders.add(account)
+    if not env.validators.is_quorum(frozenset(holders)):
+        raise InvalidTransactionError(InvalidCode.MISSING_STORAGE_RECEIPTS, holders=len(holders))
+
+
+def _charge_author(overlay: Overlay, env: Environment, author: bytes, size_bytes: int) -> int:
+    """Bytes that were ordered for nothing cost the validator that ordered them, to the treasury."""
+    paid = min(get_account(overlay, author).balance, env.params.fee_per_byte * size_bytes)
+    debit(overlay, author, paid)
+    credit(overlay, TREASURY, paid)
+    return paid
+
+
+def _outcome(
+    reader: StateReader,
+    overlay: Overlay,
+    lthash: bytes,
+    accumulator: Accumulator,
+    context: BlockContext,
+    receipts: tuple[Receipt, ...],
+    skipped: tuple[bytes, ...],
+) -> BlockOutcome:
+    """Keep the writes that differ from before, and fold them into the two commitments."""
+    changes: dict[bytes, bytes | None] = {}
+    differences = []
+    for key in sorted(overlay.changes):
+        old, new = reader.get(key), overlay.changes[key]
+        if old != new:
+            changes[key] = new
+            differences.append((key, old, new))
+    root = receipts_root(receipts)
+    accumulator = append(accumulator, root)
+    lthash = apply_changes(lthash, differences)
+    return BlockOutcome(
+        context.height,
+        changes,
+        receipts,
+        root,
+        accumulator,
+        accumulator_root(accumulator),
+        lthash,
+        state_digest(lthash, context.chain_id),
+        skipped,
+    )

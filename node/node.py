@@ -1,0 +1,385 @@
+"""One node: its rooms, built from a home and wired together.
+
+    frames, gossip, requests, RPC -> intake, driver, sync -> executor -> duties -> worker
+
+The tasks share one trio thread, so a method that does not await is atomic to all of them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import trio
+
+from consensus.beacon import BeaconChain
+from consensus.crypto import Verifier
+from consensus.effects import Behind, FetchBlock, FetchPayload, Misbehaved, RequestPayload
+from consensus.errors import ConsensusError
+from consensus.inputs import Executed, MessageReceived, PayloadAvailable, PayloadPending
+from consensus.messages import decode_message
+from consensus.replica import Replica
+from consensus.types import Block
+from node.artefacts import Artefacts, hold_shipped_base
+from node.backend import DaemonBackend
+from node.clock import now_ms
+from node.config import Config
+from node.directory import make_directory
+from node.driver import Driver, DriverPorts
+from node.duties import Duties
+from node.executor import ExecutedBlock, Executor
+from node.fetch import Fetcher, store_batch
+from node.home import Home, write_atomic
+from node.intake import Intake
+from node.ledger.batch import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, encode_batch, sign_batch
+from node.ledger.errors import LedgerError
+from node.ledger.state import get_validators
+from node.mempool import Mempool
+from node.network import NetworkConfig, PeerAddress, PeerEvent
+from node.network.errors import NetworkError
+from node.network.network import Network
+from node.receipts import ReceiptBook
+from node.recompute.process import RecomputeProcess, worker_command
+from node.rpc.server import serve_rpc
+from node.startup import consensus_config, load_genesis, load_identity, open_chain, recovered_state
+from node.storage.blobs import BlobStore
+from node.storage.chain import ChainStore
+from node.storage.database import Database
+from node.storage.errors import BlobDigestMismatch
+from node.sync import Sync
+from node.wire import Frame, Topic, WireError, decode_announcement, encode_announcement
+
+log = structlog.get_logger(__name__)
+
+BEACON_REVEALS = 1 << 20
+"""Blocks one validator can propose before it has to anchor a new chain: 24 days of one each two seconds."""
+
+BACKGROUND_TASKS_MAX = 1024
+MALFORMED_POINTS = 20
+# Room in a batch for its envelope and for storage receipts beside the transactions.
+BATCH_OVERHEAD_BYTES = 96 << 10
+PUBLISH_TIMEOUT_S = 2.0
+
+
+class Node:
+    """Everything one daemon runs. `open` builds it, `run` runs it, `close` releases the database."""
+
+    def __init__(self, home: Home, config: Config) -> None:
+        """Open the home's database and wire the rooms; raises NodeError, StorageError, LedgerError."""
+        self.home = home
+        self.config = config
+        self.identity = load_identity(home, config)
+        self._database = Database(home.data_path / "chain")
+        self.store = ChainStore(self._database)
+        genesis = open_chain(self.store, load_genesis(home))
+        self.chain_id = genesis.header.chain_id
+        self.directory = make_directory(get_validators(self.store))
+        self.blobs = BlobStore(home.blobs_path, config.storage.blobs_bytes_max)
+        self.mempool = Mempool(config.mempool)
+        self.network = Network(
+            self._network_config(), on_request=self._on_request, validate_gossip=_plausible, on_peer=self._on_peer
+        )
+        verifier = Verifier()
+        fetcher = Fetcher(self.network, self.store, self.blobs, self.chain_id)
+        self.executor = Executor(self.store, self.chain_id, self._make_available, self._on_executed, verifier)
+        self.driver = Driver(self._replica(genesis), self.store, self._ports())
+        self.sync = Sync(
+            self.network,
+            self.store,
+            self.blobs,
+            fetcher,
+            self.executor,
+            self.directory,
+            self.chain_id,
+            self.driver.tell,
+            lead_blocks_min=1 if self.identity.consensus_seed is None else 16,
+        )
+        self.intake = Intake(
+            self.identity,
+            self.directory,
+            self.chain_id,
+            self.network,
+            self.store,
+            self.blobs,
+            fetcher,
+            self.executor,
+            self.mempool,
+            ReceiptBook(self.chain_id, self.directory),
+            verifier,
+            self._payload_changed,
+            self._start,
+        )
+        section = config.attribution
+        self.worker = RecomputeProcess(worker_command(section.device, section.backend, section.threads))
+        self.artefacts = Artefacts(home.artefacts_path, self.blobs, self.store, fetcher, self.worker)
+        self.duties = Duties(
+            self.identity,
+            self.chain_id,
+            self.store,
+            self.blobs,
+            fetcher,
+            self.artefacts,
+            self.intake.submit,
+            self._start,
+        )
+        self._fetcher = fetcher
+        self._executed_ms = now_ms()
+        self._addresses = {
+            PeerAddress.parse(text).peer_id: text
+            for text in (*config.network.mesh_peers, *config.network.gossip_peers)
+        }
+        self._batch_sequence = 0
+        self._background: trio.Nursery | None = None
+        self._background_tasks = 0
+        self._fetching_payload: set[bytes] = set()
+        self._fetching_blocks: set[bytes] = set()
+
+    @property
+    def validator(self) -> bool:
+        """Whether this node votes."""
+        return self.identity.consensus_seed is not None
+
+    def peer_address(self, peer_id: str) -> str:
+        """The multiaddr a peer is configured at; empty for one that dialled us."""
+        return self._addresses.get(peer_id, "")
+
+    def silence_ms(self) -> int:
+        """Milliseconds since the last block was executed, or since the start."""
+        return now_ms() - self._executed_ms
+
+    def close(self) -> None:
+        """Release the database."""
+        self._database.close()
+
+    # --- life ---
+
+    async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; reports the RPC's URL once everything listens."""
+        self.executor.recover()
+        await hold_shipped_base(self.artefacts)
+        async with trio.open_nursery() as nursery, trio.open_nursery() as background:
+            self._background = background
+            await nursery.start(self.network.run)
+            nursery.start_soon(self._receive_frames)
+            nursery.start_soon(self._receive_gossip)
+            nursery.start_soon(self.driver.run)
+            nursery.start_soon(self.executor.run)
+            nursery.start_soon(self.sync.run)
+            if self.validator:
+                nursery.start_soon(self.worker.run)
+                self.duties.look(self.executor.head.height)
+            else:
+                nursery.start_soon(self.intake.run_gossip)
+            url = await nursery.start(serve_rpc, DaemonBackend(self), self.config.rpc, trio.Event())
+            write_atomic(self.home.rpc_url_path, f"{url}\n".encode(), mode=0o644)
+            log.info("listening", rpc=url, p2p=str(self.network.address), height=self.executor.head.height)
+            task_status.started(url)
+            await trio.sleep_forever()
+
+    def _start(self, task: Callable[..., Any], *args: object) -> None:
+        """Run a bounded number of small tasks beside the others; past the bound one is dropped and asked again."""
+        if self._background is None or self._background_tasks >= BACKGROUND_TASKS_MAX:
+            log.warning("task_dropped", task=getattr(task, "__qualname__", str(task)))
+            return
+        self._background_tasks += 1
+        self._background.start_soon(self._run_task, task, args)
+
+    async def _run_task(self, task: Callable[..., Any], args: tuple[object, ...]) -> None:
+        try:
+            await task(*args)
+        finally:
+            self._background_tasks -= 1
+
+    # --- construction ---
+
+    def _network_config(self) -> NetworkConfig:
+        section = self.config.network
+        mesh = tuple(PeerAddress.parse(text) for text in section.mesh_peers)
+        gossip = tuple(PeerAddress.parse(text) for text in section.gossip_peers)
+        allowed = {entry.peer_id for entry in self.directory.validators.validators}
+        return NetworkConfig(
+            key_seed=self.identity.node_seed,
+            chain_id=self.chain_id,
+            listen_host=section.listen_host,
+            listen_port=section.listen_port,
+            mesh_peers=mesh,
+            gossip_peers=gossip,
+            allowed=frozenset(allowed | set(section.peer_ids_allowed)),
+            topics=(Topic.TRANSACTIONS, Topic.BLOCKS),
+        )
+
+    def _replica(self, genesis: Block) -> Replica:
+        settings = consensus_config(self.config)
+        beacon_seed = self.identity.beacon_seed
+        return Replica(
+            self.directory.consensus_set(genesis.header.epoch),
+            genesis,
+            settings,
+            seed=self.identity.consensus_seed,
+            beacon=None if beacon_seed is None else BeaconChain(beacon_seed, BEACON_REVEALS),
+            recovered=recovered_state(self.store, settings),
+        )
+
+    def _ports(self) -> DriverPorts:
+        return DriverPorts(
+            send=self._send,
+            deliver=self.executor.deliver,
+            offer_payload=self._offer_payload,
+            fetch_payload=self._fetch_payload,
+            fetch_block=self._fetch_block,
+            behind=self._behind,
+            misbehaved=self._misbehaved,
+        )
+
+    # --- effects of the replica ---
+
+    def _send(self, to: bytes | None, message: bytes) -> None:
+        if to is None:
+            self.network.broadcast(Frame.CONSENSUS, message)
+        elif (peer_id := self.directory.peer_of.get(to)) is not None:
+            self.network.send(peer_id, Frame.CONSENSUS, message)
+
+    def _offer_payload(self, request: RequestPayload) -> tuple[bytes, ...]:
+        """Make one batch of what waits, store it, and send it ahead of the proposal that will name it."""
+        if request.empty_only:
+            return ()
+        chosen = self.mempool.select(
+            self.intake.next_nonce,
+            self.intake.includable,
+            self.executor.transactions_in_flight(request.uncommitted_payload),
+            bytes_max=BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES,
+            count_max=min(BATCH_ITEMS_MAX, self.config.consensus.batch_transactions_max),
+        )
+        if not chosen:
+            return ()
+        # A sequence is used once; time keeps it unique over restarts without another synced record.
+        self._batch_sequence = max(self._batch_sequence + 1, now_ms())
+        items = tuple(self.intake.item(pooled) for pooled in chosen)
+        try:
+            batch = sign_batch(self.identity.account_seed, self.chain_id, self._batch_sequence, items)
+            data = encode_batch(batch)
+        except LedgerError as error:
+            log.error("batch_too_large", transactions=len(items), error=str(error))
+            return ()
+        name = store_batch(self.store, data, self.chain_id)
+        self.network.broadcast(Frame.BATCH, data)
+        return (name,)
+
+    def _fetch_payload(self, effect: FetchPayload) -> None:
+        for name in effect.digests:
+            if self.store.batch(name) is not None:
+                self.driver.tell(PayloadAvailable(name, now_ms()))
+            elif name not in self._fetching_payload:
+                self._fetching_payload.add(name)
+                self._start(self._fetch_batch, name, effect.sources)
+
+    async def _fetch_batch(self, name: bytes, sources: tuple[bytes, ...]) -> None:
+        try:
+            if await self._fetcher.batch(name, self.directory.peers(sources)):
+                self.driver.tell(PayloadAvailable(name, now_ms()))
+        finally:
+            self._fetching_payload.discard(name)
+
+    def _fetch_block(self, effect: FetchBlock) -> None:
+        if effect.block_id not in self._fetching_blocks:
+            self._fetching_blocks.add(effect.block_id)
+            self._start(self._fetch_ancestry, effect)
+
+    async def _fetch_ancestry(self, effect: FetchBlock) -> None:
+        try:
+            await self.sync.fetch_block(effect.block_id, effect.known_height, effect.sources)
+        finally:
+            self._fetching_blocks.discard(effect.block_id)
+
+    def _behind(self, effect: Behind) -> None:
+        self.sync.behind(effect.target_height, effect.sources)
+
+    def _misbehaved(self, effect: Misbehaved) -> None:
+        peer_id = None if effect.peer is None else self.directory.peer_of.get(effect.peer)
+        if peer_id is not None:
+            self.network.penalise(peer_id, MALFORMED_POINTS, effect.reason)
+
+    # --- what peers send ---
+
+    async def _receive_frames(self) -> None:
+        async for frame in self.network.frames:
+            try:
+                await self._on_frame(frame.peer_id, frame.kind, frame.payload)
+            except (ConsensusError, LedgerError, BlobDigestMismatch, WireError) as error:
+                self.network.penalise(frame.peer_id, MALFORMED_POINTS, str(error))
+
+    async def _on_frame(self, peer_id: str, kind: int, payload: bytes) -> None:
+        match kind:
+            case Frame.CONSENSUS:
+                sender = self.directory.validator_of.get(peer_id)
+                self.driver.offer(MessageReceived(sender, decode_message(payload), now_ms()))
+            case Frame.BATCH:
+                name = store_batch(self.store, payload, self.chain_id)
+                self.driver.tell(PayloadAvailable(name, now_ms()))
+            case Frame.TRANSACTIONS:
+                await self.intake.receive(peer_id, payload)
+            case Frame.STORAGE_RECEIPT:
+                self.intake.receive_receipt(peer_id, payload)
+            case _:
+                raise WireError(f"unknown frame kind {kind}")
+
+    async def _receive_gossip(self) -> None:
+        async for message in self.network.gossip:
+            if message.topic == Topic.TRANSACTIONS:
+                await self.intake.receive(message.peer_id, message.data)
+            else:
+                try:
+                    self.sync.announced(message.peer_id, message.data)
+                except WireError as error:
+                    self.network.penalise(message.peer_id, MALFORMED_POINTS, str(error))
+
+    async def _on_request(self, peer_id: str, kind: int, payload: bytes) -> bytes:
+        return await self.sync.answer(peer_id, kind, payload)
+
+    def _on_peer(self, event: PeerEvent) -> None:
+        log.info("peer", peer=event.peer_id, connected=event.connected)
+        if not event.connected:
+            self.sync.forget(event.peer_id)
+
+    # --- blocks ---
+
+    async def _make_available(self, block: Block) -> None:
+        await self.sync.make_available(block)
+
+    def _on_executed(self, done: ExecutedBlock) -> None:
+        """Tell everyone what a block changed."""
+        header, head = done.block.header, done.head
+        self._executed_ms = now_ms()
+        self.driver.tell(
+            Executed(head.height, head.block_id, head.state_digest, head.accumulator_root, now_ms())
+        )
+        self.mempool.settle(frozenset(done.tx_hashes), self.intake.next_nonce, head.height)
+        self._payload_changed()
+        if self.validator:
+            self.duties.look(head.height)
+        if header.proposer == self.identity.consensus_key:
+            self._start(self._announce)
+
+    async def _announce(self) -> None:
+        try:
+            data = encode_announcement(self.sync.announcement())
+            await self.network.publish(Topic.BLOCKS, data, PUBLISH_TIMEOUT_S)
+        except NetworkError as error:
+            log.debug("announcement_failed", error=str(error))
+
+    def _payload_changed(self) -> None:
+        """Tell the replica whether there is something to order."""
+        pending = self.mempool.has_ready(
+            self.intake.next_nonce, self.intake.includable, self.executor.transactions_in_flight(())
+        )
+        self.driver.tell(PayloadPending(pending, now_ms()))
+
+
+def _plausible(topic: str, data: bytes) -> bool:
+    """Cheap check before gossip is passed on: the shape alone."""
+    if topic != Topic.BLOCKS:
+        return bool(data)
+    try:
+        decode_announcement(data)
+    except WireError:
+        return False
+    return True

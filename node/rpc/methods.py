@@ -1,0 +1,213 @@
+"""The RPC methods: one literal table from name to parameters and function. ``docs/rpc.md`` describes each."""
+
+from __future__ import annotations
+
+from node.ledger import state
+from node.ledger.queries import datanet_contributions
+from node.ledger.transaction import TRANSACTION_BYTES_MAX
+from node.rpc import shapes, views
+from node.rpc.backend import Backend
+from node.rpc.errors import not_found
+from node.rpc.params import Param, blob_param, hex_param, integer_param
+from node.rpc.protocol import Arguments, Method
+
+HEIGHT_MAX = 2**63 - 1
+CONTRIBUTIONS_PAGE_MAX = 256
+_BLOB_PARAM_BYTES_MAX = 2**40
+"""The body's limit comes first; how large a blob may be is the store's to say, as a typed error."""
+
+_HASH = hex_param("hash")
+_BASE_HASH = hex_param("base_hash")
+_ID = hex_param("id")
+_ADDRESS = hex_param("address")
+_DIGEST = hex_param("digest")
+
+
+def _bytes(arguments: Arguments, name: str) -> bytes:
+    value = arguments[name]
+    if not isinstance(value, bytes):
+        raise TypeError(name)
+    return value
+
+
+def _integer(arguments: Arguments, name: str) -> int:
+    value = arguments[name]
+    if not isinstance(value, int):
+        raise TypeError(name)
+    return value
+
+
+async def _status(backend: Backend, _arguments: Arguments) -> shapes.Status:
+    return views.status_view(backend.status())
+
+
+async def _block(backend: Backend, arguments: Arguments) -> shapes.Block:
+    height = _integer(arguments, "height")
+    block = backend.block(height)
+    if block is None:
+        raise not_found("block", height)
+    return views.block_view(block)
+
+
+async def _tx_submit(backend: Backend, arguments: Arguments) -> shapes.SubmittedTransaction:
+    tx_hash = await backend.submit_transaction(_bytes(arguments, "tx"))
+    return {"tx_hash": tx_hash.hex()}
+
+
+async def _tx(backend: Backend, arguments: Arguments) -> shapes.Transaction:
+    tx_hash = _bytes(arguments, "hash")
+    view = backend.transaction(tx_hash)
+    if view is None:
+        raise not_found("transaction", tx_hash)
+    return views.transaction_view(view)
+
+
+async def _account(backend: Backend, arguments: Arguments) -> shapes.Account:
+    address = _bytes(arguments, "address")
+    account = state.get_account(backend.reader(), address)
+    return views.account_view(address, account, backend.next_nonce(address))
+
+
+async def _validators(backend: Backend, _arguments: Arguments) -> shapes.Validators:
+    return views.validators_view(state.get_validators(backend.reader()))
+
+
+async def _datanet(backend: Backend, arguments: Arguments) -> shapes.Datanet:
+    identity = _bytes(arguments, "id")
+    reader = backend.reader()
+    datanet = state.get_datanet(reader, identity)
+    if datanet is None:
+        raise not_found("datanet", identity)
+    contributions = _contributions(reader, identity, 0, CONTRIBUTIONS_PAGE_MAX)
+    return views.datanet_view(identity, datanet, contributions)
+
+
+async def _datanet_contributions(backend: Backend, arguments: Arguments) -> shapes.ContributionPage:
+    identity, first = _bytes(arguments, "id"), _integer(arguments, "first")
+    reader = backend.reader()
+    datanet = state.get_datanet(reader, identity)
+    if datanet is None:
+        raise not_found("datanet", identity)
+    return {
+        "datanet": identity.hex(),
+        "first": first,
+        "contribution_count": datanet.contribution_count,
+        "contributions": _contributions(reader, identity, first, _integer(arguments, "count")),
+    }
+
+
+def _contributions(
+    reader: state.StateReader, identity: bytes, first: int, count: int
+) -> list[shapes.Contribution]:
+    page = datanet_contributions(reader, identity, first, count)
+    return [views.contribution_view(name, contribution) for name, contribution in page]
+
+
+async def _contribution(backend: Backend, arguments: Arguments) -> shapes.Contribution:
+    identity = _bytes(arguments, "id")
+    contribution = state.get_contribution(backend.reader(), identity)
+    if contribution is None:
+        raise not_found("contribution", identity)
+    return views.contribution_view(identity, contribution)
+
+
+async def _base(backend: Backend, arguments: Arguments) -> shapes.Base:
+    base_hash = _bytes(arguments, "base_hash")
+    reader = backend.reader()
+    base = state.get_base(reader, base_hash)
+    if base is None:
+        raise not_found("base", base_hash)
+    return views.base_view(base_hash, base, state.get_validators(reader))
+
+
+async def _adapter(backend: Backend, arguments: Arguments) -> shapes.Adapter:
+    identity = _bytes(arguments, "id")
+    reader = backend.reader()
+    adapter = state.get_adapter(reader, identity)
+    if adapter is None:
+        raise not_found("adapter", identity)
+    return views.adapter_view(identity, adapter, state.get_validators(reader))
+
+
+async def _provider(backend: Backend, arguments: Arguments) -> shapes.Provider:
+    address = _bytes(arguments, "address")
+    provider = state.get_provider(backend.reader(), address)
+    if provider is None:
+        raise not_found("provider", address)
+    return views.provider_view(address, provider)
+
+
+async def _receipt(backend: Backend, arguments: Arguments) -> shapes.Receipt:
+    identity = _bytes(arguments, "inference")
+    inference = state.get_inference(backend.reader(), identity)
+    if inference is None:
+        raise not_found("inference", identity)
+    return views.receipt_view(identity, inference)
+
+
+async def _voucher_sequence(backend: Backend, arguments: Arguments) -> shapes.VoucherSequence:
+    user, provider = _bytes(arguments, "user"), _bytes(arguments, "provider")
+    sequence = state.get_voucher_sequence(backend.reader(), user, provider)
+    return {"user": user.hex(), "provider": provider.hex(), "sequence": sequence}
+
+
+async def _params(backend: Backend, _arguments: Arguments) -> dict[str, int | str]:
+    return views.params_view(state.get_params(backend.reader()))
+
+
+async def _supply(backend: Backend, _arguments: Arguments) -> shapes.Supply:
+    return views.supply_view(state.get_supply(backend.reader()))
+
+
+async def _blob_put(backend: Backend, arguments: Arguments) -> shapes.StoredBlob:
+    data = _bytes(arguments, "data")
+    digest = await backend.put_blob(data)
+    return {"digest": digest.hex(), "bytes": len(data)}
+
+
+async def _blob_get(backend: Backend, arguments: Arguments) -> shapes.Blob:
+    digest = _bytes(arguments, "digest")
+    data = await backend.get_blob(digest)
+    if data is None:
+        raise not_found("blob", digest)
+    return {"digest": digest.hex(), "bytes": len(data), "data": data.hex()}
+
+
+_HEIGHT: Param = integer_param("height", 0, HEIGHT_MAX)
+_PAGE = (_ID, integer_param("first", 0, HEIGHT_MAX), integer_param("count", 1, CONTRIBUTIONS_PAGE_MAX))
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("status", "where the node stands: height, state digest, peers", (), _status),
+        Method("block", "an executed block with what became of its transactions", (_HEIGHT,), _block),
+        Method(
+            "tx_submit", "submit a signed transaction", (blob_param("tx", TRANSACTION_BYTES_MAX),), _tx_submit
+        ),
+        Method("tx", "a pending or committed transaction", (_HASH,), _tx),
+        Method("account", "balance and nonce of an account", (_ADDRESS,), _account),
+        Method("validators", "the validators in force and their stake", (), _validators),
+        Method("datanet", "a datanet with its first contributions", (_ID,), _datanet),
+        Method("datanet_contributions", "contributions of a datanet, by page", _PAGE, _datanet_contributions),
+        Method("contribution", "a contribution", (_ID,), _contribution),
+        Method("base", "a base model by its content hash", (_BASE_HASH,), _base),
+        Method("adapter", "an adapter, who holds it, what it was trained on", (_ID,), _adapter),
+        Method("provider", "a provider's bond and history", (_ADDRESS,), _provider),
+        Method(
+            "receipt",
+            "an inference's whole life: audit, shares, payouts",
+            (hex_param("inference"),),
+            _receipt,
+        ),
+        Method(
+            "voucher_sequence",
+            "the last voucher sequence between a user and a provider",
+            (hex_param("user"), hex_param("provider")),
+            _voucher_sequence,
+        ),
+        Method("params", "the ledger's parameters", (), _params),
+        Method("supply", "units in existence, burned, and where they are bound", (), _supply),
+        Method("blob_put", "store a blob", (blob_param("data", _BLOB_PARAM_BYTES_MAX),), _blob_put),
+        Method("blob_get", "a blob's bytes", (_DIGEST,), _blob_get),
+    )
+}

@@ -1,0 +1,335 @@
+"""Ledger records and backend views as the JSON shapes of `node.rpc.shapes`. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from enum import IntEnum
+
+from node.ledger import state
+from node.ledger.block import Receipt, ReceiptStatus
+from node.ledger.bodies import BODIES
+from node.ledger.errors import MalformedError
+from node.ledger.openings import Voucher
+from node.ledger.params import Params
+from node.ledger.results import AuditStatus
+from node.ledger.state import InferenceStatus
+from node.ledger.transaction import Transaction, decode_transaction
+from node.rpc import shapes
+from node.rpc.backend import BlockView, NodeStatus, TransactionView
+
+_AMOUNT_PARAMS = ("fee_", "inference_fee_min", "provider_bond_min")
+_DRAWN_LATER = frozenset({InferenceStatus.RECORDED})
+_STATUS: dict[int, shapes.TransactionStatus] = {
+    ReceiptStatus.OK: "ok",
+    ReceiptStatus.FAILED: "failed",
+    ReceiptStatus.INVALID: "invalid",
+}
+
+
+def status_view(status: NodeStatus) -> shapes.Status:
+    """``status``."""
+    peers: list[shapes.Peer] = [
+        {"peer_id": peer.peer_id, "address": peer.address, "validator": peer.validator}
+        for peer in status.peers
+    ]
+    return {
+        "version": status.version,
+        "chain_id": status.chain_id.hex(),
+        "moniker": status.moniker,
+        "peer_id": status.peer_id,
+        "validator": status.validator,
+        "consensus_key": None if status.consensus_key is None else status.consensus_key.hex(),
+        "height": status.height,
+        "height_committed": status.height_committed,
+        "round": status.round,
+        "epoch": status.epoch,
+        "state_digest": status.state_digest.hex(),
+        "syncing": status.syncing,
+        "ready": status.ready,
+        "not_ready_reason": status.not_ready_reason,
+        "mempool_transactions": status.mempool_transactions,
+        "peers": {"count": len(peers), "list": peers},
+    }
+
+
+def block_view(block: BlockView) -> shapes.Block:
+    """``block``."""
+    transactions: list[shapes.TransactionReceipt] = []
+    events: list[shapes.Event] = []
+    for receipt in block.receipts:
+        if receipt.status == ReceiptStatus.SYSTEM:
+            events.append(_event(receipt))
+        else:
+            transactions.append(
+                {
+                    "tx_hash": receipt.subject.hex(),
+                    "kind": kind_name(receipt.kind),
+                    "status": _STATUS[receipt.status],
+                    "code": receipt.code,
+                    "fee": str(receipt.fee),
+                }
+            )
+    return {
+        "height": block.height,
+        "block_hash": block.block_hash.hex(),
+        "parent_hash": block.parent_hash.hex(),
+        "epoch": block.epoch,
+        "round": block.round,
+        "proposer": block.proposer.hex(),
+        "timestamp_ms": block.timestamp_ms,
+        "height_executed": block.height_executed,
+        "state_digest_executed": block.state_digest_executed.hex(),
+        "receipts_root": block.receipts_root.hex(),
+        "state_digest": block.state_digest.hex(),
+        "transactions": transactions,
+        "events": events,
+    }
+
+
+def transaction_view(view: TransactionView) -> shapes.Transaction:
+    """``tx``. Bytes that do not decode (a validator may have batched them) show as kind ""."""
+    decoded: Transaction | None
+    try:
+        decoded = decode_transaction(view.raw)
+    except MalformedError:
+        decoded = None
+    receipt = view.receipt
+    return {
+        "tx_hash": view.tx_hash.hex(),
+        "state": "pending" if receipt is None else "committed",
+        "status": None if receipt is None else _STATUS[receipt.status],
+        "height": view.height,
+        "code": "" if receipt is None else receipt.code,
+        "fee": "0" if receipt is None else str(receipt.fee),
+        "kind": kind_name(decoded.kind if decoded else receipt.kind if receipt else 0),
+        "sender": decoded.sender.hex() if decoded else None,
+        "nonce": decoded.nonce if decoded else None,
+        "valid_until": decoded.valid_until if decoded else None,
+        "tx": view.raw.hex(),
+    }
+
+
+def kind_name(kind: int) -> str:
+    """The name of a transaction's kind, "" for 0 (bytes that did not decode)."""
+    body = BODIES.get(kind)
+    return body.NAME if body is not None else ""
+
+
+def account_view(address: bytes, account: state.Account, nonce_next: int) -> shapes.Account:
+    """``account``."""
+    return {
+        "address": address.hex(),
+        "balance": str(account.balance),
+        "nonce": account.nonce,
+        "nonce_next": nonce_next,
+    }
+
+
+def validators_view(validators: state.ValidatorSet) -> shapes.Validators:
+    """``validators``."""
+    return {
+        "stake_total": str(validators.stake_total),
+        "validators": [
+            {
+                "consensus_key": entry.consensus_key.hex(),
+                "account": entry.account.hex(),
+                "peer_id": entry.peer_id,
+                "stake": str(entry.stake),
+            }
+            for entry in validators.validators
+        ],
+    }
+
+
+def contribution_view(identity: bytes, contribution: state.Contribution) -> shapes.Contribution:
+    """``contribution``."""
+    return {
+        "id": identity.hex(),
+        "contributor": contribution.contributor.hex(),
+        "datanet": contribution.datanet.hex(),
+        "records_root": contribution.records_root.hex(),
+        "record_count": contribution.record_count,
+        "token_count": contribution.token_count,
+        "blob_digest": contribution.blob_digest.hex(),
+        "blob_bytes": contribution.blob_bytes,
+        "licence": contribution.licence,
+        "height": contribution.height,
+    }
+
+
+def datanet_view(
+    identity: bytes, datanet: state.Datanet, contributions: list[shapes.Contribution]
+) -> shapes.Datanet:
+    """``datanet``."""
+    return {
+        "id": identity.hex(),
+        "creator": datanet.creator.hex(),
+        "name": datanet.name,
+        "licences": list(datanet.licences),
+        "description": datanet.description,
+        "height": datanet.height,
+        "contribution_count": datanet.contribution_count,
+        "record_count": datanet.record_count,
+        "token_count": datanet.token_count,
+        "contributions": contributions,
+    }
+
+
+def base_view(base_hash: bytes, base: state.BaseModel, validators: state.ValidatorSet) -> shapes.Base:
+    """``base``."""
+    return {
+        "base_hash": base_hash.hex(),
+        "status": _name(state.ArtefactStatus, base.status),
+        "registrant": base.registrant.hex(),
+        "name": base.name,
+        "height": base.height,
+        "held": _hexes(base.held),
+        "held_stake": str(validators.stake_of(frozenset(base.held))),
+        "stake_total": str(validators.stake_total),
+    }
+
+
+def adapter_view(identity: bytes, adapter: state.Adapter, validators: state.ValidatorSet) -> shapes.Adapter:
+    """``adapter``."""
+    return {
+        "id": identity.hex(),
+        "status": _name(state.ArtefactStatus, adapter.status),
+        "owner": adapter.owner.hex(),
+        "name": adapter.name,
+        "base_hash": adapter.base_hash.hex(),
+        "contributions": _hexes(adapter.contributions),
+        "recipe": adapter.recipe.hex(),
+        "adapter_hash": adapter.adapter_hash.hex(),
+        "blob_digest": adapter.blob_digest.hex(),
+        "blob_bytes": adapter.blob_bytes,
+        "index_root": adapter.index_root.hex(),
+        "height": adapter.height,
+        "held": _hexes(adapter.held),
+        "held_stake": str(validators.stake_of(frozenset(adapter.held))),
+        "stake_total": str(validators.stake_total),
+    }
+
+
+def provider_view(address: bytes, provider: state.Provider) -> shapes.Provider:
+    """``provider``."""
+    return {
+        "address": address.hex(),
+        "name": provider.name,
+        "bond": str(provider.bond),
+        "in_flight": provider.in_flight,
+        "recorded": provider.recorded,
+        "slashed": str(provider.slashed),
+    }
+
+
+def receipt_view(identity: bytes, inference: state.Inference) -> shapes.Receipt:
+    """``receipt``: an inference from its record to its settlement."""
+    result = inference.result
+    return {
+        "inference": identity.hex(),
+        "status": _name(InferenceStatus, inference.status),
+        "audited": _audited(inference),
+        "height": inference.height,
+        "timestamp_ms": inference.timestamp_ms,
+        "voucher": _voucher(inference.voucher),
+        "output_commitment": inference.output_commitment.hex(),
+        "prompt_tokens": inference.prompt_tokens,
+        "output_tokens": inference.output_tokens,
+        "drawn_height": inference.drawn_height,
+        "deadline_height": inference.deadline_height,
+        "deadline_ms": inference.deadline_ms,
+        "blob_digest": inference.blob_digest.hex() or None,
+        "attempt": inference.attempt,
+        "committed": [account.hex() for account, _ in inference.commitments],
+        "attesters": [
+            {
+                "account": opened.account.hex(),
+                "attempt": opened.attempt,
+                "status": _name(AuditStatus, inference.results[opened.result].status),
+                "result_hash": inference.results[opened.result].result_hash.hex(),
+            }
+            for opened in inference.openings
+        ],
+        "result_status": None if result is None else _name(AuditStatus, result.status),
+        "result_hash": None if result is None else result.result_hash.hex(),
+        "shares": [
+            {"address": address.hex(), "share": share} for address, share in (result.shares if result else ())
+        ],
+        "payouts": _payouts(inference.payouts),
+        "burned": str(inference.burned),
+        "bond_burned": str(inference.bond_burned),
+        "closed_height": inference.closed_height,
+    }
+
+
+def params_view(params: Params) -> dict[str, int | str]:
+    """``params``: by name; amounts as decimal strings, everything else integers."""
+    return {
+        entry.name: str(value) if entry.name.startswith(_AMOUNT_PARAMS) else value
+        for entry in dataclasses.fields(params)
+        if isinstance(value := getattr(params, entry.name), int)
+    }
+
+
+def supply_view(supply: state.Supply) -> shapes.Supply:
+    """``supply``."""
+    return {
+        "total": str(supply.total),
+        "burned": str(supply.burned),
+        "escrowed": str(supply.escrowed),
+        "bonded": str(supply.bonded),
+        "staked": str(supply.staked),
+        "free": str(supply.total - supply.escrowed - supply.bonded - supply.staked),
+    }
+
+
+def _audited(inference: state.Inference) -> bool | None:
+    if inference.status in _DRAWN_LATER:
+        return None
+    return inference.status != InferenceStatus.UNAUDITED
+
+
+def _voucher(voucher: Voucher) -> shapes.Voucher:
+    return {
+        "user": voucher.user.hex(),
+        "provider": voucher.provider.hex(),
+        "sequence": voucher.sequence,
+        "adapter": voucher.adapter.hex(),
+        "prompt_commitment": voucher.prompt_commitment.hex(),
+        "new_tokens_max": voucher.new_tokens_max,
+        "fee": str(voucher.fee),
+        "valid_until": voucher.valid_until,
+    }
+
+
+def _event(receipt: Receipt) -> shapes.Event:
+    return {
+        "subject": receipt.subject.hex(),
+        "code": receipt.code,
+        "payouts": _payouts(receipt.payouts),
+        "burned": str(receipt.burned),
+    }
+
+
+def _payouts(payouts: Sequence[state.Payout]) -> list[shapes.Payout]:
+    return [
+        {
+            "role": _name(state.Role, payout.role),
+            "address": payout.address.hex(),
+            "amount": str(payout.amount),
+        }
+        for payout in payouts
+    ]
+
+
+def _hexes(values: Sequence[bytes]) -> list[str]:
+    return [value.hex() for value in values]
+
+
+def _name(enumeration: type[IntEnum], value: int) -> str:
+    """An enumeration's member in lower case with hyphens; a value it lacks (a newer ledger's) as its number."""
+    try:
+        return enumeration(value).name.lower().replace("_", "-")
+    except ValueError:
+        return str(value)

@@ -1,0 +1,258 @@
+"""Catching up: serves blocks, batches and blobs to peers, and fetches committed ranges that this node lacks.
+
+Runs beside consensus. A full node lives on it alone; a validator uses it when it was away.
+"""
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from consensus.inputs import BlocksSynced, Input, MessageReceived
+from consensus.messages import BlocksMessage
+from consensus.errors import ConsensusError
+from consensus.types import Block, decode_block, decode_proof, encode_block, encode_proof
+from node.clock import now_ms
+from node.directory import Directory
+from node.executor import Executor
+from node.fetch import Fetcher, store_batch
+from node.ledger.errors import LedgerError
+from node.network.errors import NetworkError, RequestRefused
+from node.network.network import Network
+from node.storage.blobs import BlobStore
+from node.storage.chain import ChainStore
+from node.storage.errors import BlobDigestMismatch
+from node.wire import (
+    BLOB_PART_BYTES,
+    RANGE_BLOCKS_MAX,
+    RANGE_BYTES_MAX,
+    Announcement,
+    BlockRange,
+    Request,
+    SyncedBlock,
+    WireError,
+    decode_announcement,
+    decode_blob_request,
+    decode_range,
+    decode_range_request,
+    encode_announcement,
+    encode_range,
+    encode_range_request,
+)
+
+log = structlog.get_logger(__name__)
+
+REQUEST_TIMEOUT_S = 8.0
+POLL_S = 2.0
+WRONG_BYTES_POINTS = 40
+REFUSED_UNKNOWN = 1
+REFUSED_MALFORMED = 2
+EXECUTION_WAIT_S_MAX = 30.0
+ANCESTORS_MAX = 16
+
+
+class Sync:
+    """Answers requests (`answer`) and follows announcements (`run`)."""
+
+    def __init__(
+        self,
+        network: Network,
+        store: ChainStore,
+        blobs: BlobStore,
+        fetcher: Fetcher,
+        executor: Executor,
+        directory: Directory,
+        chain_id: bytes,
+        tell: Callable[[Input], None],
+        lead_blocks_min: int,
+    ) -> None:
+        """`lead_blocks_min`: how far ahead a peer must be before a range is fetched (consensus closes small gaps)."""
+        self._network = network
+        self._store = store
+        self._blobs = blobs
+        self._fetcher = fetcher
+        self._executor = executor
+        self._directory = directory
+        self._chain_id = chain_id
+        self._tell = tell
+        self._lead_blocks_min = lead_blocks_min
+        self._heights: dict[str, int] = {}
+        self._wake = trio.Event()
+        self.syncing = False
+
+    # --- what peers ask ---
+
+    async def answer(self, peer_id: str, kind: int, payload: bytes) -> bytes:
+        """Answer one request; raises RequestRefused (typed for the peer)."""
+        try:
+            match kind:
+                case Request.STATUS:
+                    return encode_announcement(self.announcement())
+                case Request.BLOCK:
+                    return self._block(payload)
+                case Request.RANGE:
+                    return await trio.to_thread.run_sync(self._range, *decode_range_request(payload))
+                case Request.BATCH:
+                    return self._store.batch(payload) or b""
+                case Request.BLOB:
+                    return await trio.to_thread.run_sync(self._blob_part, *decode_blob_request(payload))
+        except WireError as error:
+            raise RequestRefused(REFUSED_MALFORMED, str(error)) from error
+        raise RequestRefused(REFUSED_MALFORMED, f"unknown request kind {kind}")
+
+    def announcement(self) -> Announcement:
+        """How far this node has committed."""
+        height = self._store.committed_height()
+        return Announcement(height, self._store.committed_id(height) or bytes(32))
+
+    def _block(self, block_id: bytes) -> bytes:
+        block = self._store.block(block_id) if len(block_id) == 32 else None
+        return b"" if block is None else encode_block(block)
+
+    def _blob_part(self, name: bytes, offset: int) -> bytes:
+        return self._blobs.read_part(name, offset, BLOB_PART_BYTES) or b""
+
+    def _range(self, from_height: int, blocks_max: int) -> bytes:
+        """Blocks from `from_height` on, up to the last in reach that has a proof; empty when there is none."""
+        rows: list[SyncedBlock] = []
+        proven = 0
+        proof = b""
+        size = 0
+        last = min(from_height + blocks_max - 1, self._store.committed_height())
+        for height in range(from_height, last + 1):
+            block = self._store.block_at(height)
+            if block is None:
+                break
+            batches = tuple(self._store.batch(digest) or b"" for digest in block.header.payload)
+            row = SyncedBlock(encode_block(block), batches)
+            size += len(row.block) + sum(map(len, batches))
+            if size > RANGE_BYTES_MAX and rows:
+                break
+            rows.append(row)
+            if (found := self._store.proof_at(height)) is not None:
+                proven, proof = len(rows), encode_proof(found)
+        return encode_range(BlockRange(tuple(rows[:proven]), proof))
+
+    # --- what this node asks ---
+
+    def announced(self, peer_id: str, data: bytes) -> None:
+        """Note how far a peer has come; raises WireError."""
+        self._note(peer_id, decode_announcement(data).height)
+
+    def behind(self, target_height: int, validators: tuple[bytes, ...]) -> None:
+        """Consensus saw certificates far above its height, signed by these validators."""
+        for peer_id in self._directory.peers(validators):
+            self._note(peer_id, target_height)
+
+    def _note(self, peer_id: str, height: int) -> None:
+        self._heights[peer_id] = max(height, self._heights.get(peer_id, 0))
+        self._wake.set()
+
+    def forget(self, peer_id: str) -> None:
+        """A peer has gone; what it announced may not be had any more."""
+        self._heights.pop(peer_id, None)
+
+    async def fetch_block(self, block_id: bytes, known_height: int, validators: tuple[bytes, ...]) -> None:
+        """Fetch a block and its ancestors above `known_height`, at most `ANCESTORS_MAX`, and give them to consensus."""
+        for key in validators:
+            peer_id = self._directory.peer_of.get(key)
+            if peer_id is None:
+                continue
+            try:
+                blocks = await self._ancestry(peer_id, block_id, known_height)
+            except (NetworkError, ConsensusError) as error:
+                log.debug("block_fetch_failed", peer=peer_id, error=str(error))
+                continue
+            if blocks:
+                self._tell(MessageReceived(key, BlocksMessage(blocks), now_ms()))
+                return
+
+    async def _ancestry(self, peer_id: str, block_id: bytes, known_height: int) -> tuple[Block, ...]:
+        blocks: list[Block] = []
+        wanted = block_id
+        while len(blocks) < ANCESTORS_MAX:
+            data = await self._network.request(peer_id, Request.BLOCK, wanted, REQUEST_TIMEOUT_S)
+            if not data:
+                break
+            block = decode_block(data)
+            if block.id != wanted:
+                self._network.penalise(peer_id, WRONG_BYTES_POINTS, "answered with another block")
+                break
+            blocks.append(block)
+            wanted = block.header.parent
+            if block.height <= known_height + 1:
+                break
+        return tuple(reversed(blocks))
+
+    async def run(self) -> None:
+        """Follow the highest peer for ever."""
+        while True:
+            with trio.move_on_after(POLL_S):
+                await self._wake.wait()
+            if not self._wake.is_set():
+                await self._poll()
+            self._wake = trio.Event()
+            while (peer_id := self._leader()) is not None:
+                self.syncing = True
+                if not await self._advance(peer_id):
+                    self.forget(peer_id)
+            self.syncing = False
+
+    def _leader(self) -> str | None:
+        """The peer that is furthest ahead, if it is far enough ahead."""
+        here = self._store.committed_height()
+        peer_id = max(self._heights, key=lambda peer: (self._heights[peer], peer), default=None)
+        if peer_id is None or self._heights[peer_id] < here + self._lead_blocks_min:
+            return None
+        return peer_id
+
+    async def _poll(self) -> None:
+        """Ask every connected peer how far it is; gossip may have been lost."""
+        async with trio.open_nursery() as nursery:
+            for peer in self._network.peers():
+                if peer.connected:
+                    nursery.start_soon(self._ask_height, peer.peer_id)
+
+    async def _ask_height(self, peer_id: str) -> None:
+        try:
+            self.announced(peer_id, await self._network.request(peer_id, Request.STATUS, b"", POLL_S))
+        except (NetworkError, WireError) as error:
+            log.debug("status_failed", peer=peer_id, error=str(error))
+
+    async def _advance(self, peer_id: str) -> bool:
+        """Fetch and apply one range from this peer; returns whether the chain grew."""
+        before = self._store.committed_height()
+        request = encode_range_request(before + 1, RANGE_BLOCKS_MAX)
+        try:
+            answer = decode_range(
+                await self._network.request(peer_id, Request.RANGE, request, REQUEST_TIMEOUT_S)
+            )
+            if not answer.blocks:
+                return False
+            blocks = tuple(decode_block(row.block) for row in answer.blocks)
+            for block, row in zip(blocks, answer.blocks, strict=True):
+                for name, data in zip(block.header.payload, row.batches, strict=True):
+                    store_batch(self._store, data, self._chain_id, expected=name)
+            proof = decode_proof(answer.proof)
+        except NetworkError as error:
+            log.info("range_failed", peer=peer_id, error=str(error))
+            return False
+        except (WireError, ConsensusError, LedgerError, BlobDigestMismatch, ValueError) as error:
+            self._network.penalise(peer_id, WRONG_BYTES_POINTS, f"bad range: {error}")
+            return False
+        self._tell(BlocksSynced(self._directory.validator_of.get(peer_id), blocks, proof, now_ms()))
+        return await self._executed_beyond(before)
+
+    async def _executed_beyond(self, height: int) -> bool:
+        """Wait until the range has been executed, so that no more is fetched than is used."""
+        with trio.move_on_after(EXECUTION_WAIT_S_MAX):
+            while self._executor.head.height <= height or self._executor.waiting_blocks:
+                await self._executor.progress()
+            return True
+        return self._store.committed_height() > height
+
+    async def make_available(self, block: Block) -> None:
+        """Return once every batch of a committed block is stored; more than two thirds of stake held them."""
+        for name in block.header.payload:
+            while self._store.batch(name) is None:
+                await self._fetcher.batch(name, self._directory.peers((block.header.proposer,)))
