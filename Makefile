@@ -42,6 +42,8 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# libp2p brings outdated type stubs of trio, which would hide the types that trio ships itself.
+	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs
 	@touch $@
 
 clean: ## remove the environment and what demos left

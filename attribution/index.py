@@ -139,7 +139,8 @@ class IndexHeader:
 
 def _check_shapes(shapes: Sequence[FactorShape]) -> None:
     fits = all(
-        0 < len(s.name) <= NAME_BYTES_MAX and 1 <= s.wide <= WIDE_MAX and 1 <= s.rank <= RANK_MAX for s in shapes
+        0 < len(s.name) <= NAME_BYTES_MAX and 1 <= s.wide <= WIDE_MAX and 1 <= s.rank <= RANK_MAX
+        for s in shapes
     )
     if not fits or len(shapes) > FACTORS_MAX or sum(s.coordinates for s in shapes) > COORDINATES_MAX:
         raise IndexFileError("a factor of the index is beyond the limits")
@@ -242,7 +243,10 @@ class Index:
         except OSError as error:
             raise IndexFileError(f"{directory}: {error}") from error
         index = cls(
-            header, bases.view("<f4"), weights_.view("<f4"), rows.reshape(header.record_count, header.row_bytes)
+            header,
+            bases.view("<f4"),
+            weights_.view("<f4"),
+            rows.reshape(header.record_count, header.row_bytes),
         )
         if root is not None and index.root != root:
             raise IndexFileError(f"{directory}: root {index.root.hex()}, expected {root.hex()}")
@@ -263,7 +267,7 @@ def _chunks(array: Floats) -> Iterator[bytes]:
 
 def _split(values: Floats, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
     flat = torch.from_numpy(np.array(values, np.float32)).to(device)
-    parts = flat.split([math.prod(size) for size in sizes])
+    parts = torch.split(flat, [math.prod(size) for size in sizes])
     return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
@@ -276,37 +280,42 @@ def build_index(base: Base, adapter: Adapter, records: Sequence[Sequence[int]], 
     """
     if not 1 <= len(records) <= RECORDS_MAX or not 1 <= shards <= len(records):
         raise ValueError(f"{len(records)} records in {shards} shards; at most {RECORDS_MAX} and none empty")
-    parts = [records[len(records) * k // shards : len(records) * (k + 1) // shards] for k in range(shards)]
-    mapped = [_record_gradients(base, adapter, part) for part in parts]
-    shapes = mapped[0][0]
-    _check_shapes(shapes)
-    # Reduction 1: narrow moments to bases. Widths are equal across factors, so all bases are found in one batch.
-    moments = [sum(narrow_moments(part[f]) for _, part in mapped) for f in range(len(shapes))]
-    bases = eigenvectors(torch.stack([torch.as_tensor(m) for m in moments]))
-    for _, part in mapped:
-        for f, scaled in enumerate(normalised(part)):
-            part[f] = rotated(scaled, bases[f])
-    # Reduction 2: mean squares to weights.
-    factor_weights = [
-        weights(torch.stack([squares(part[f]) for _, part in mapped]).sum(0)) for f in range(len(shapes))
-    ]
+    bounds = [len(records) * k // shards for k in range(shards + 1)]
+    parts = [part for k in range(shards) for part in _batched(records[bounds[k] : bounds[k + 1]])]
+    # Map: gradients of every part's records, (records, wide, rank) per factor.
+    shapes, gradients = _part_gradients(base, adapter, parts)
+    # Reduce to bases: all factors have the adapter's rank, so Jacobi rotates them in one batch.
+    moments = [_sum([narrow_moments(part[f]) for part in gradients]) for f in range(len(shapes))]
+    bases = eigenvectors(torch.stack(moments))
+    for part in gradients:
+        part[:] = rotated(normalised(part), list(bases))
+    # Reduce to weights, then map to rows.
+    found = [weights(_sum([squares(part[f]) for part in gradients])) for f in range(len(shapes))]
+    rows = [_rows(ids, part, found, shapes) for ids, part in zip(parts, gradients, strict=True)]
+    flat = torch.cat([w.flatten() for w in found]).cpu().numpy()
     header = IndexHeader(base.hash, adapter.hash, len(records), shapes)
-    rows = [_rows(ids, part, factor_weights, shapes) for ids, (_, part) in zip(parts, mapped, strict=True)]
-    flat_weights = torch.cat([w.flatten() for w in factor_weights]).cpu().numpy()
-    return Index(header, bases.flatten().cpu().numpy(), flat_weights, np.concatenate(rows))
+    return Index(header, bases.flatten().cpu().numpy(), flat, np.concatenate(rows))
 
 
-def _record_gradients(
-    base: Base, adapter: Adapter, records: Sequence[Sequence[int]]
-) -> tuple[tuple[FactorShape, ...], list[Tensor]]:
-    """Factor shapes, and per factor the gradients of all ``records``, float32 (records, wide, rank)."""
-    pieces, shapes = list[list[Tensor]](), tuple[FactorShape, ...]()
-    for at in range(0, len(records), _RECORDS_AT_ONCE):
-        examples = [Example((), tuple(record)) for record in records[at : at + _RECORDS_AT_ONCE]]
-        batch = factors(base, adapter, examples)
+def _batched(records: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
+    return [records[at : at + _RECORDS_AT_ONCE] for at in range(0, len(records), _RECORDS_AT_ONCE)]
+
+
+def _part_gradients(
+    base: Base, adapter: Adapter, parts: Sequence[Sequence[Sequence[int]]]
+) -> tuple[tuple[FactorShape, ...], list[list[Tensor]]]:
+    gradients, shapes = list[list[Tensor]](), tuple[FactorShape, ...]()
+    for part in parts:
+        batch = factors(base, adapter, [Example((), tuple(record)) for record in part])
         shapes = factor_shapes(batch)
-        pieces.append(factor_gradients(batch))
-    return shapes, [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        _check_shapes(shapes)
+        gradients.append(factor_gradients(batch))
+    return shapes, gradients
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of integer-valued tensors, exact and therefore free of order."""
+    return torch.stack(list(tensors)).sum(0)
 
 
 def _rows(

@@ -41,8 +41,8 @@ def score_example(base: Base, adapter: Adapter, index: Index, example: Example) 
     if shapes != index.header.shapes:
         raise WrongIndex("the index has factors of other names or shapes")
     bases, weights = index.factor_bases(base.device), index.factor_weights(base.device)
-    gradients = normalised(factor_gradients(batch))
-    whitened = [rotated(g, b) * w for g, b, w in zip(gradients, bases, weights, strict=True)]
+    gradients = rotated(normalised(factor_gradients(batch)), bases)
+    whitened = [g * w for g, w in zip(gradients, weights, strict=True)]
     query, norm = integer_query(whitened)
     values = scan(query, index.signs, index.scales, shapes)
     return Scores(tuple(values), tuple(row_norms(index.scales, shapes)), norm, index.leaders)

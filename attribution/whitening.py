@@ -36,7 +36,7 @@ JACOBI_WIDTH_MAX = 64
 """Above this rank the narrow side, too, is only whitened by its diagonal (the basis is the identity)."""
 
 RECORDS_MAX = 4096
-WIDE_MAX = 1 << 16
+WIDE_MAX = 1 << 15
 RANK_MAX = 1 << 8
 MOMENT_BITS = 13
 SQUARE_BITS = 20
@@ -75,16 +75,13 @@ def factor_gradients(batch: FactorBatch) -> list[Tensor]:
     """
     gather, mask = _padding(batch.spans, batch.modules[0].x.device)
     gradients = []
-    cache = dict[int, tuple[Tensor, Tensor]]()
     for module in batch.modules:
-        # q, k and v read one x, gate and up another: each is gathered and quantised once.
-        key = module.x.data_ptr()
-        if key not in cache:
-            cache.clear()
-            cache[key] = _quantised_tokens(module.x, gather, mask)
-        dz, u, dh = (_quantised_tokens(side, gather, mask) for side in (module.dz, module.u, module.dh))
+        sides = (module.dz, module.u, module.x, module.dh)
+        q, scale = _quantised_tokens(torch.cat(sides, 1), gather, mask)
+        widths = [side.shape[1] for side in sides]
+        dz, u, x, dh = zip(torch.split(q, widths, 2), torch.split(scale, widths, 2), strict=True)
         gradients.append(_token_product(dz, u))
-        gradients.append(_token_product(cache[key], dh))
+        gradients.append(_token_product(x, dh))
     return gradients
 
 
@@ -123,8 +120,8 @@ def normalised(gradients: Sequence[Tensor]) -> list[Tensor]:
 def narrow_moments(gradient: Tensor) -> Tensor:
     """Second moment of the narrow side over examples and wide coordinates: float64 integers (rank, rank).
 
-    Each example's factor is put on a grid 2^-13 below its own largest entry: at most 2^26 a product, summed over at
-    most `RECORDS_MAX` examples of 2^15 wide coordinates or as many in other proportions: below 2^53, exact.
+    Each example's factor is put on a grid 2^-13 below its own largest entry: at most 2^26 a product, summed over
+    `WIDE_MAX` coordinates and, when parts are added, `RECORDS_MAX` examples: at most 2^53, exact in binary64.
     """
     e = magnitude_exponent(gradient.flatten(1).abs().amax(1))[:, None, None]
     q = (gradient * pow2(MOMENT_BITS - e)).round_().double().flatten(0, 1)
@@ -201,9 +198,23 @@ def _angles(app: Tensor, aqq: Tensor, apq: Tensor) -> tuple[Tensor, Tensor]:
     return c, t * c
 
 
-def rotated(gradient: Tensor, basis: Tensor) -> Tensor:
-    """Gradient (examples, wide, rank) times basis (rank, rank), by `exact.matmul`, same shape, float32."""
-    return exact.matmul(gradient.reshape(-1, gradient.shape[2]), basis).reshape(gradient.shape)
+def rotated(gradients: Sequence[Tensor], bases: Sequence[Tensor]) -> list[Tensor]:
+    """Every factor (examples, wide, rank) times its basis (rank, rank), as `exact.matmul` defines; same shapes.
+
+    Rows of all factors are quantised together, which changes nothing: a row's exponent is its own. Ranks may differ
+    between factors only in principle (an adapter has one); then each factor goes alone.
+    """
+    if len({g.shape[2] for g in gradients}) > 1:
+        return [rotated([g], [b])[0] for g, b in zip(gradients, bases, strict=True)]
+    rank, sizes = gradients[0].shape[2], [g.shape[0] * g.shape[1] for g in gradients]
+    q, e = exact.quantise(torch.cat([g.reshape(-1, rank) for g in gradients]))
+    scales = torch.split(pow2(e), sizes)
+    out = []
+    for part, scale, basis, g in zip(torch.split(q.double(), sizes), scales, bases, gradients, strict=True):
+        qb, eb = exact.quantise(basis, 0)
+        product = torch.mm(part, qb.double()).float().mul_(scale).mul_(pow2(eb))
+        out.append(product.add_(0.0).view(g.shape))
+    return out
 
 
 def squares(rotated_gradient: Tensor) -> Tensor:
@@ -221,7 +232,8 @@ def weights(sum_of_squares: Tensor) -> Tensor:
 
     The common factor (records, grid) is left in, for scores do not depend on it. All zero where l is zero throughout.
     """
-    own = sum_of_squares.double()
+    # The conversion is numpy's, which is C's and rounds once; a tensor cast of int64 need not.
+    own = torch.from_numpy(sum_of_squares.cpu().numpy().astype("float64")).to(sum_of_squares.device)
     mean = exact.fsum(own.float().flatten()) / float(own.numel())
     damped = (own + mean * DAMPING).float()
     safe = torch.where(damped > 0.0, damped, 1.0)

@@ -15,8 +15,8 @@ import trio
 
 from node.fetch import Fetcher
 from node.ledger.openings import Opening
-from node.ledger.results import AuditResult
 from node.ledger.queries import RecordOwner, adapter_records
+from node.ledger.results import AuditResult
 from node.ledger.state import Adapter, Inference, StateReader, get_params
 from node.recompute.jobs import AuditDone, AuditJob, IndexBuilt, IndexJob, JobRefused
 from node.recompute.process import RecomputeProcess
@@ -96,9 +96,7 @@ class Artefacts:
                 adapter_hash=adapter.adapter_hash,
                 index_folder=str(folder),
                 index_root=adapter.index_root,
-                owners=tuple(
-                    (entry.contributor, entry.record_count) for entry in self._records(adapter_id)
-                ),
+                owners=tuple((entry.contributor, entry.record_count) for entry in self._records(adapter_id)),
                 prompt_ids=opening.prompt_ids,
                 output_ids=opening.output_ids,
                 new_tokens_max=record.voucher.new_tokens_max,

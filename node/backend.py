@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from consensus.codec import CodecError
+from consensus.errors import CodecError
 from node import __version__
 from node.errors import NotReady
+from node.ledger.batch import decode_batch
 from node.ledger.block import Receipt, ReceiptStatus, decode_receipt
 from node.ledger.bodies import BODIES
 from node.ledger.errors import MalformedError
 from node.ledger.state import StateReader, get_account
 from node.ledger.transaction import decode_transaction, hash_transaction_bytes
-from node.ledger.batch import decode_batch
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class DaemonBackend:
         node = self._node
         head = node.executor.head
         peers = tuple(
-            PeerView(peer.peer_id, node.peer_address(peer.peer_id), peer.peer_id in node.directory.validator_of)
+            PeerView(
+                peer.peer_id, node.peer_address(peer.peer_id), peer.peer_id in node.directory.validator_of
+            )
             for peer in node.network.peers()
             if peer.connected
         )
@@ -54,7 +56,7 @@ class DaemonBackend:
             height=head.height,
             height_committed=node.store.committed_height(),
             round=node.driver.replica.round,
-            epoch=node.driver.replica.epoch,
+            epoch=node.epoch,
             state_digest=head.state_digest,
             peers=peers,
             syncing=node.sync.syncing,
@@ -114,6 +116,7 @@ class DaemonBackend:
                 for receipt in receipts
                 if receipt.status in _OUTCOMES
             ),
+            events=tuple(receipt for receipt in receipts if receipt.status not in _OUTCOMES),
         )
 
     def _transactions_of(self, payload: tuple[bytes, ...]) -> dict[bytes, bytes]:

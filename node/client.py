@@ -230,6 +230,7 @@ class Client:
     ) -> tuple[bytes, Sent]:
         """Build and sign what `send` would submit, without submitting: (canonical bytes, what they say)."""
         from node.keys import public_key
+        from node.ledger.bodies import DUTY_KINDS
         from node.ledger.params import params_from_dict
         from node.ledger.transaction import (
             encode_transaction,
@@ -239,6 +240,9 @@ class Client:
         )
 
         status = self.status()
+        if body.KIND in DUTY_KINDS:
+            # Duties of validators carry neither; the duty itself, owed once, is what protects them.
+            nonce, fee = 0, 0
         if nonce is None:
             nonce = self.account_nonce(public_key(seed))
         if fee is None:

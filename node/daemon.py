@@ -17,12 +17,13 @@ import trio
 from node.config import Config, load_config
 from node.errors import NodeError
 from node.home import Home, lock_home, open_home
-from node.log import configure_logging
 from node.ledger.errors import LedgerError
+from node.log import configure_logging
 from node.node import Node
 from node.storage.errors import StorageError
 
 log = structlog.get_logger(__name__)
+
 
 def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
     """Run the node whose home is `root` until it is told to stop; returns the exit code."""
@@ -39,15 +40,16 @@ def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
 
 def _run(home: Home, config: Config) -> int:
     node = Node(home, config)
+    faults: list[BaseException] = []
     try:
         trio.run(_serve, node)
     except* (NodeError, StorageError, OSError) as errors:
-        for error in _leaves(errors):
-            log.error("stopped", error=str(error), kind=type(error).__name__)
-        return 1
+        faults = _leaves(errors)
     finally:
         node.close()
-    return 0
+    for fault in faults:
+        log.error("stopped", error=str(fault), kind=type(fault).__name__)
+    return 1 if faults else 0
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from consensus.crypto import public_key
-from consensus.validators import Validator
+from consensus.validators import Validator, make_validator_set
 from consensus.validators import ValidatorSet as ConsensusValidators
-from consensus.validators import make_validator_set
 from node.ledger.state import ValidatorSet
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """This node's keys. An observer has no consensus and beacon seed."""
+    """The keys of one node. An observer has no consensus and beacon seed."""
 
     node_seed: bytes = field(repr=False)
     account_seed: bytes = field(repr=False)

@@ -183,13 +183,17 @@ class Duties:
         if opening is None:
             status = AuditStatus.OPENING_INVALID
             return AuditResult(
-                status, audit_result_hash(adapter.adapter_hash, adapter.index_root, 0, (), (), (), (), status), ()
+                status,
+                audit_result_hash(adapter.adapter_hash, adapter.index_root, 0, (), (), (), (), status),
+                (),
             )
         return await self._artefacts.audit(adapter_id, adapter, record, opening)
 
     def _salt(self, inference: bytes, attempt: int) -> bytes:
         """32 bytes that only this validator knows, the same after a restart."""
-        secret = blake3(self._identity.account_seed, derive_key_context="openledger attestation salt v1").digest()
+        secret = blake3(
+            self._identity.account_seed, derive_key_context="openledger attestation salt v1"
+        ).digest()
         salt: bytes = blake3(inference + attempt.to_bytes(8, "big"), key=secret).digest()
         return salt
 

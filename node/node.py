@@ -40,7 +40,14 @@ from node.network.network import Network
 from node.receipts import ReceiptBook
 from node.recompute.process import RecomputeProcess, worker_command
 from node.rpc.server import serve_rpc
-from node.startup import consensus_config, load_genesis, load_identity, open_chain, recovered_state
+from node.startup import (
+    BEACON_REVEALS,
+    consensus_config,
+    load_genesis,
+    load_identity,
+    open_chain,
+    recovered_state,
+)
 from node.storage.blobs import BlobStore
 from node.storage.chain import ChainStore
 from node.storage.database import Database
@@ -49,9 +56,6 @@ from node.sync import Sync
 from node.wire import Frame, Topic, WireError, decode_announcement, encode_announcement
 
 log = structlog.get_logger(__name__)
-
-BEACON_REVEALS = 1 << 20
-"""Blocks one validator can propose before it has to anchor a new chain: 24 days of one each two seconds."""
 
 BACKGROUND_TASKS_MAX = 1024
 MALFORMED_POINTS = 20
@@ -72,11 +76,15 @@ class Node:
         self.store = ChainStore(self._database)
         genesis = open_chain(self.store, load_genesis(home))
         self.chain_id = genesis.header.chain_id
+        self.epoch = genesis.header.epoch
         self.directory = make_directory(get_validators(self.store))
         self.blobs = BlobStore(home.blobs_path, config.storage.blobs_bytes_max)
         self.mempool = Mempool(config.mempool)
         self.network = Network(
-            self._network_config(), on_request=self._on_request, validate_gossip=_plausible, on_peer=self._on_peer
+            self._network_config(),
+            on_request=self._on_request,
+            validate_gossip=_plausible,
+            on_peer=self._on_peer,
         )
         verifier = Verifier()
         fetcher = Fetcher(self.network, self.store, self.blobs, self.chain_id)
@@ -91,6 +99,7 @@ class Node:
             self.directory,
             self.chain_id,
             self.driver.tell,
+            self.driver.replica.uncommitted_chain,
             lead_blocks_min=1 if self.identity.consensus_seed is None else 16,
         )
         self.intake = Intake(

@@ -15,8 +15,11 @@ CLAIMS_MAX = 4096
 
 @dataclass(slots=True)
 class ReceiptBook:
-    """Receipts by what they vouch for. Past `CLAIMS_MAX` claims the oldest is forgotten; validators sign again
-    when its transaction is gossiped again."""
+    """Receipts by what they vouch for.
+
+    Past `CLAIMS_MAX` claims the oldest is forgotten; validators send theirs again when its transaction is gossiped
+    again.
+    """
 
     chain_id: bytes
     directory: Directory

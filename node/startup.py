@@ -21,6 +21,9 @@ from node.storage.errors import StorageError
 
 GENESIS_BYTES_MAX = 4 << 20
 
+BEACON_REVEALS = 1 << 18
+"""Blocks a validator can propose with one anchor: 24 days of a block each two seconds among four validators."""
+
 
 def load_identity(home: Home, config: Config) -> Identity:
     """Read this node's keys; raises KeyFileInvalid."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from consensus.inputs import BlocksSynced, Input, MessageReceived
-from consensus.messages import BlocksMessage
 from consensus.errors import ConsensusError
+from consensus.inputs import BlocksSynced, Input, MessageReceived
+from consensus.messages import BLOCKS_PER_MESSAGE_MAX, BlocksMessage, decode_message, encode_message
 from consensus.types import Block, decode_block, decode_proof, encode_block, encode_proof
 from node.clock import now_ms
 from node.directory import Directory
@@ -33,9 +33,11 @@ from node.wire import (
     WireError,
     decode_announcement,
     decode_blob_request,
+    decode_block_request,
     decode_range,
     decode_range_request,
     encode_announcement,
+    encode_block_request,
     encode_range,
     encode_range_request,
 )
@@ -48,7 +50,6 @@ WRONG_BYTES_POINTS = 40
 REFUSED_UNKNOWN = 1
 REFUSED_MALFORMED = 2
 EXECUTION_WAIT_S_MAX = 30.0
-ANCESTORS_MAX = 16
 
 
 class Sync:
@@ -64,9 +65,13 @@ class Sync:
         directory: Directory,
         chain_id: bytes,
         tell: Callable[[Input], None],
+        uncommitted: Callable[[bytes, int], tuple[Block, ...]],
         lead_blocks_min: int,
     ) -> None:
-        """`lead_blocks_min`: how far ahead a peer must be before a range is fetched (consensus closes small gaps)."""
+        """Join the rooms.
+
+        `uncommitted` answers for blocks that only consensus holds; `lead_blocks_min` is how far ahead a peer must be before a range is fetched (consensus closes small gaps).
+        """
         self._network = network
         self._store = store
         self._blobs = blobs
@@ -75,6 +80,7 @@ class Sync:
         self._directory = directory
         self._chain_id = chain_id
         self._tell = tell
+        self._uncommitted = uncommitted
         self._lead_blocks_min = lead_blocks_min
         self._heights: dict[str, int] = {}
         self._wake = trio.Event()
@@ -89,7 +95,7 @@ class Sync:
                 case Request.STATUS:
                     return encode_announcement(self.announcement())
                 case Request.BLOCK:
-                    return self._block(payload)
+                    return encode_message(BlocksMessage(self._blocks(*decode_block_request(payload))))
                 case Request.RANGE:
                     return await trio.to_thread.run_sync(self._range, *decode_range_request(payload))
                 case Request.BATCH:
@@ -105,9 +111,17 @@ class Sync:
         height = self._store.committed_height()
         return Announcement(height, self._store.committed_id(height) or bytes(32))
 
-    def _block(self, block_id: bytes) -> bytes:
-        block = self._store.block(block_id) if len(block_id) == 32 else None
-        return b"" if block is None else encode_block(block)
+    def _blocks(self, block_id: bytes, known_height: int) -> tuple[Block, ...]:
+        """A block and its newest ancestors above `known_height`, oldest first; empty when it is unknown."""
+        chain = self._uncommitted(block_id, known_height)
+        if chain:
+            return chain
+        found: list[Block] = []
+        block = self._store.block(block_id)
+        while block is not None and block.height > known_height and len(found) < BLOCKS_PER_MESSAGE_MAX:
+            found.append(block)
+            block = self._store.block(block.header.parent)
+        return tuple(reversed(found))
 
     def _blob_part(self, name: bytes, offset: int) -> bytes:
         return self._blobs.read_part(name, offset, BLOB_PART_BYTES) or b""
@@ -153,36 +167,21 @@ class Sync:
         self._heights.pop(peer_id, None)
 
     async def fetch_block(self, block_id: bytes, known_height: int, validators: tuple[bytes, ...]) -> None:
-        """Fetch a block and its ancestors above `known_height`, at most `ANCESTORS_MAX`, and give them to consensus."""
+        """Fetch a block and its newest ancestors above `known_height`, and give them to consensus."""
         for key in validators:
             peer_id = self._directory.peer_of.get(key)
             if peer_id is None:
                 continue
+            request = encode_block_request(block_id, known_height)
             try:
-                blocks = await self._ancestry(peer_id, block_id, known_height)
+                answer = await self._network.request(peer_id, Request.BLOCK, request, REQUEST_TIMEOUT_S)
+                message = decode_message(answer)
             except (NetworkError, ConsensusError) as error:
                 log.debug("block_fetch_failed", peer=peer_id, error=str(error))
                 continue
-            if blocks:
-                self._tell(MessageReceived(key, BlocksMessage(blocks), now_ms()))
+            if isinstance(message, BlocksMessage) and message.blocks:
+                self._tell(MessageReceived(key, message, now_ms()))
                 return
-
-    async def _ancestry(self, peer_id: str, block_id: bytes, known_height: int) -> tuple[Block, ...]:
-        blocks: list[Block] = []
-        wanted = block_id
-        while len(blocks) < ANCESTORS_MAX:
-            data = await self._network.request(peer_id, Request.BLOCK, wanted, REQUEST_TIMEOUT_S)
-            if not data:
-                break
-            block = decode_block(data)
-            if block.id != wanted:
-                self._network.penalise(peer_id, WRONG_BYTES_POINTS, "answered with another block")
-                break
-            blocks.append(block)
-            wanted = block.header.parent
-            if block.height <= known_height + 1:
-                break
-        return tuple(reversed(blocks))
 
     async def run(self) -> None:
         """Follow the highest peer for ever."""

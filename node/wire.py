@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from consensus import codec
+from consensus.errors import CodecError
 
 TRANSACTIONS_BYTES_MAX = 900 << 10
 TRANSACTIONS_MAX = 4096
@@ -144,6 +145,19 @@ def _synced_block(row: object) -> SyncedBlock:
     raise WireError("expected [block, batches]")
 
 
+def encode_block_request(block_id: bytes, known_height: int) -> bytes:
+    """Return the body of a BLOCK request: a block and its ancestors above a height."""
+    return codec.encode([block_id, known_height])
+
+
+def decode_block_request(data: bytes) -> tuple[bytes, int]:
+    """Return (block id, known height); raises WireError."""
+    match _decode(data, 64):
+        case [bytes(block_id), int(known_height)] if len(block_id) == ID_BYTES and known_height >= 0:
+            return block_id, known_height
+    raise WireError("expected [block id, known height]")
+
+
 def encode_blob_request(blob_digest: bytes, offset: int) -> bytes:
     """Return the body of a BLOB request: one part of at most BLOB_PART_BYTES."""
     return codec.encode([blob_digest, offset])
@@ -189,5 +203,5 @@ def decode_storage_receipt(data: bytes) -> StorageReceiptFrame:
 def _decode(data: bytes, bytes_max: int) -> object:
     try:
         return codec.decode(data, bytes_max)
-    except codec.CodecError as error:
+    except CodecError as error:
         raise WireError(str(error)) from error

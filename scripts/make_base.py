@@ -36,8 +36,18 @@ from node.devnet.stories import contributed_modules
 WINDOW = 256
 BATCH = 8
 SKIPPED_FOLDERS = frozenset(
-    ("site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "lib-dynload",
-     "turtledemo", "ensurepip")
+    (
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "test",
+        "tests",
+        "idlelib",
+        "lib2to3",
+        "lib-dynload",
+        "turtledemo",
+        "ensurepip",
+    )
 )
 
 
@@ -111,7 +121,7 @@ def packed(texts: list[bytes], generator: np.random.Generator) -> np.ndarray:
 
 def orthogonalised(m: torch.Tensor) -> torch.Tensor:
     """Newton-Schulz iteration towards the nearest orthogonal matrix (Jordan et al. 2024, Muon)."""
-    x = m / (m.norm() + 1e-7)
+    x = m / (torch.linalg.matrix_norm(m) + 1e-7)
     if flip := x.shape[0] > x.shape[1]:
         x = x.T
     for _ in range(5):
@@ -147,7 +157,7 @@ def windows_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
 def held_out_bits(model: LlamaForCausalLM, stream: np.ndarray) -> float:
     """Bits per byte over non-overlapping windows of the held-out stream."""
     rows = torch.from_numpy(stream[: len(stream) // (WINDOW + 1) * (WINDOW + 1)].reshape(-1, WINDOW + 1))
-    losses = [windows_loss(model, part).item() * len(part) for part in rows.split(32)]
+    losses: list[float] = [windows_loss(model, part).item() * len(part) for part in torch.split(rows, 32)]
     return sum(losses) / len(rows) / math.log(2)
 
 
@@ -156,7 +166,9 @@ def trained(steps: int, seed: int, keep: Path | None) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     texts, held = documents()
-    print(f"{len(texts)} documents, {sum(map(len, texts))} bytes; held out {len(held)}, {sum(map(len, held))} bytes")
+    print(
+        f"{len(texts)} documents, {sum(map(len, texts))} bytes; held out {len(held)}, {sum(map(len, held))} bytes"
+    )
     model = LlamaForCausalLM(llama_config())
     held_stream = packed(held, generator)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
@@ -175,7 +187,9 @@ def trained(steps: int, seed: int, keep: Path | None) -> LlamaForCausalLM:
         loss = windows_loss(model, tokens)
         loss.backward()  # type: ignore[no-untyped-call]
         for optimiser, lr in optimisers:
-            optimiser.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 20) * min(1.0, 1.6 * (1 - step / steps))
+            optimiser.param_groups[0]["lr"] = (
+                lr * min(1.0, (step + 1) / 20) * min(1.0, 1.6 * (1 - step / steps))
+            )
             optimiser.step()
             optimiser.zero_grad()
         if (step + 1) % 100 == 0:
@@ -183,17 +197,23 @@ def trained(steps: int, seed: int, keep: Path | None) -> LlamaForCausalLM:
             print(f"{step + 1} steps, {took:.0f} s, {loss.item() / math.log(2):.3f} bits/byte", flush=True)
             if keep:
                 torch.save(model.state_dict(), keep)
-    print(f"held out: {held_out_bits(model, held_stream):.3f} bits/byte after {steps} steps of {BATCH}x{WINDOW} bytes")
+    print(
+        f"held out: {held_out_bits(model, held_stream):.3f} bits/byte after {steps} steps of {BATCH}x{WINDOW} bytes"
+    )
     return model
 
 
 def main() -> None:
     """Train (or read a float state), quantise, write, and print the hash to pin."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--steps", type=int, default=2400, help="about 13 minutes of one thread")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--float-state", type=Path, help="keep (or, where it exists, reuse) the float weights here")
+    parser.add_argument(
+        "--float-state", type=Path, help="keep (or, where it exists, reuse) the float weights here"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.float_state and options.float_state.exists():

@@ -66,13 +66,19 @@ def run_selfcheck(parsed: argparse.Namespace) -> int:
 
     reports = selfcheck(strict=False)
     rows: list[dict[str, object]] = [
-        {"backend": report.name, "exact": report.exact, "detail": report.detail} for report in reports
+        {
+            "backend": report.name,
+            "exact": report.failed_case is None,
+            "failed_case": report.failed_case,
+            "elapsed_us": report.elapsed_us,
+        }
+        for report in reports
     ]
     if parsed.as_json:
         print_json(rows)
     else:
         print_rows("exact arithmetic", rows)
-    return Exit.OK if all(report.exact for report in reports) else Exit.FAILED
+    return Exit.OK if all(report.failed_case is None for report in reports) else Exit.FAILED
 
 
 def run_adapter(parsed: argparse.Namespace) -> int:

@@ -46,7 +46,9 @@ class Chain:
 
     async def call(self, method: str, **params: object) -> Any:
         """Call an RPC method; raises what `node.client.Client.call` raises."""
-        return await trio.to_thread.run_sync(lambda: self._client.call(method, **params), abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(
+            lambda: self._client.call(method, **params), abandon_on_cancel=True
+        )
 
     async def params(self) -> Params:
         """The ledger's parameters; they do not change during the story."""
@@ -72,7 +74,9 @@ class Chain:
         fee = fee_estimate(await self.params(), body)
 
         def send() -> bytes:
-            return self._client.send(signer.seed, body, nonce=nonce, fee=fee, valid_heights=VALID_HEIGHTS).tx_hash
+            return self._client.send(
+                signer.seed, body, nonce=nonce, fee=fee, valid_heights=VALID_HEIGHTS
+            ).tx_hash
 
         try:
             tx_hash = await trio.to_thread.run_sync(send, abandon_on_cancel=True)
@@ -85,7 +89,9 @@ class Chain:
         """Wait until a transaction executed well; raises `StoryFailed`."""
 
         async def fetch() -> shapes.Transaction | None:
-            transaction = await trio.to_thread.run_sync(self._client.transaction, tx_hash, abandon_on_cancel=True)
+            transaction = await trio.to_thread.run_sync(
+                self._client.transaction, tx_hash, abandon_on_cancel=True
+            )
             return transaction if transaction is not None and transaction["state"] == "committed" else None
 
         transaction = await self.wait_for(step, what, fetch, TRANSACTION_SECONDS_MAX)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from node.client import RpcError
 from node.devnet.chain import NOT_FOUND, Chain, Signer
 from node.devnet.errors import StoryFailed
 from node.devnet.report import ContributorView
 from node.devnet.script import Script
 from node.devnet.timeline import Step
 from node.devnet.workshop import Workshop
-from node.client import RpcError
 from node.ledger.bodies import AdapterPublish, BaseRegister, ContributionSubmit, DatanetCreate
-from node.ledger.records import blob_digest, decode_records, encode_records, records_root, token_count
+from node.ledger.records import decode_records, encode_records, records_root, token_count
 from node.rpc import shapes
+from node.storage.blobs import blob_digest
 
 DATANET_NAME = "devnet-text"
 ADAPTER_NAME = "devnet-adapter"
@@ -91,7 +92,7 @@ async def base_held(chain: Chain, base_hash: bytes, step: Step) -> shapes.Base:
 
 async def _base(chain: Chain, base_hash: bytes) -> shapes.Base | None:
     try:
-        return cast("shapes.Base", await chain.call("base", hash=base_hash.hex()))
+        return cast("shapes.Base", await chain.call("base", base_hash=base_hash.hex()))
     except RpcError as error:
         if error.code == NOT_FOUND:
             return None
@@ -114,7 +115,10 @@ async def fetch_records(
             raise StoryFailed(step.title, f"the datanet does not list {view.name}'s contribution")
         blob = await chain.get_blob(bytes.fromhex(row["blob_digest"]))
         records = decode_records(blob)
-        if blob_digest(blob).hex() != row["blob_digest"] or records_root(records).hex() != row["records_root"]:
+        if (
+            blob_digest(blob).hex() != row["blob_digest"]
+            or records_root(records).hex() != row["records_root"]
+        ):
             raise StoryFailed(step.title, f"{view.name}'s blob is not what the ledger names")
         path = work / f"records-{number:02d}.blob"
         path.write_bytes(blob)
@@ -167,7 +171,9 @@ async def adapter_confirmed(chain: Chain, adapter: bytes, validators: int, step:
 
     async def fetch() -> shapes.Adapter | None:
         found = cast("shapes.Adapter", await chain.call("adapter", id=adapter.hex()))
-        step.progress(f"{len(found['held'])} of {validators} validators rebuilt the index and got the same root")
+        step.progress(
+            f"{len(found['held'])} of {validators} validators rebuilt the index and got the same root"
+        )
         if found["status"] == "expired":
             raise StoryFailed(step.title, "the adapter expired: validators did not confirm its index root")
         return found if found["status"] == "active" and len(found["held"]) == validators else None

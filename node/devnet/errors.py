@@ -17,9 +17,7 @@ class DevnetHomeForeign(DevnetError):
     def __init__(self, root: Path, found: str) -> None:
         self.root = root
         self.found = found
-        super().__init__(
-            f"{root} holds something else ({found}); name an empty or new directory with --home"
-        )
+        super().__init__(f"{root} holds something else ({found}); name an empty or new directory with --home")
 
 
 class DevnetHomeBusy(DevnetError):
@@ -29,7 +27,9 @@ class DevnetHomeBusy(DevnetError):
         self.root = root
         self.pid = pid
         who = "a process" if pid is None else f"process {pid}"
-        super().__init__(f"{who} still runs in {root}; stop it (Ctrl-C, or `kill PID`) or name another --home")
+        super().__init__(
+            f"{who} still runs in {root}; stop it (Ctrl-C, or `kill PID`) or name another --home"
+        )
 
 
 class PortsExhausted(DevnetError):
@@ -59,7 +59,9 @@ class NetworkNotReady(DevnetError):
         self.waiting = waiting
         self.log = log
         self.last_lines = last_lines
-        super().__init__(f"after {seconds:.0f} s still waiting for {waiting}; the end of {log}:\n{last_lines}")
+        super().__init__(
+            f"after {seconds:.0f} s still waiting for {waiting}; the end of {log}:\n{last_lines}"
+        )
 
 
 class StoryFailed(DevnetError):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from consensus.beacon import BeaconChain
 from node.config import Config, NetworkSection, NodeSection, RpcSection
-from node.devnet.beacon_length import BEACON_REVEALS
 from node.devnet.errors import DevnetError
 from node.devnet.layout import Layout
 from node.devnet.ports import free_ports
@@ -24,6 +23,7 @@ from node.ledger.genesis import Genesis, chain_id, genesis_to_dict, make_genesis
 from node.ledger.params import OPEN, Params
 from node.ledger.state import ValidatorEntry
 from node.network.address import PeerAddress, peer_id_of_seed
+from node.startup import BEACON_REVEALS
 
 HOST = "127.0.0.1"
 CHAIN_NAME = "openledger-devnet"
@@ -125,7 +125,8 @@ def create_network(layout: Layout, validators: int, contributors: Sequence[str])
     names = [*(f"validator-{number}" for number in range(1, validators + 1)), FULL_NODE]
     ports = free_ports(2 * len(names))
     seats = [
-        _seat(layout, name, ports[2 * position], ports[2 * position + 1]) for position, name in enumerate(names)
+        _seat(layout, name, ports[2 * position], ports[2 * position + 1])
+        for position, name in enumerate(names)
     ]
     accounts = _accounts(layout, [*contributors, *BALANCES])
     genesis = _genesis([seat for seat in seats if seat.validator], accounts)
@@ -176,7 +177,9 @@ def _genesis(validators: Iterable[_Seat], accounts: Iterable[Account]) -> Genesi
         )
         for seat in validators
     )
-    balances = tuple((account.address, BALANCES.get(account.name, CONTRIBUTOR_BALANCE)) for account in accounts)
+    balances = tuple(
+        (account.address, BALANCES.get(account.name, CONTRIBUTOR_BALANCE)) for account in accounts
+    )
     return make_genesis(CHAIN_NAME, int(time.time() * 1000), entries, balances, PARAMS)
 
 

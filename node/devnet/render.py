@@ -44,7 +44,8 @@ def render_report(console: Console, report: Document) -> None:
 def contributor_colours(report: Document) -> dict[str, str]:
     """A colour for each contributor, the same in every table."""
     colours = {
-        entry["name"]: _COLOURS[position % len(_COLOURS)] for position, entry in enumerate(report["contributors"])
+        entry["name"]: _COLOURS[position % len(_COLOURS)]
+        for position, entry in enumerate(report["contributors"])
     }
     return {**colours, UNATTRIBUTED: _NOBODY_COLOUR}
 
@@ -132,7 +133,9 @@ def _reason(report: Document, entry: Document, audited: int) -> str:
 
 def _supply(report: Document) -> Text:
     text = Text(" supply ", style="bold")
-    text.append(f"{format_open(report['supply_before'])} before = {format_open(report['supply_after'])} after")
+    text.append(
+        f"{format_open(report['supply_before'])} before = {format_open(report['supply_after'])} after"
+    )
     text.append(f" + {format_open(report['burned'])} burned", style="red")
     text.append(f"; {format_open(report['escrowed'])} of it waits in escrow", style="dim")
     return text
@@ -162,7 +165,9 @@ def _time(report: Document) -> Table:
     for entry in report["time"]:
         share = entry["seconds"] / total
         cells = round(share * 2 * BAR_CELLS)
-        table.add_row(entry["step"], f"{entry['seconds']:.1f} s", f"{100 * share:.0f} %", Text("▪" * cells, style="dim"))
+        table.add_row(
+            entry["step"], f"{entry['seconds']:.1f} s", f"{100 * share:.0f} %", Text("▪" * cells, style="dim")
+        )
     return table
 
 
@@ -195,10 +200,14 @@ def render_running(console: Console, report: Document, devnet: Document) -> None
     audited = next((call for call in report["inferences"] if call["audited"]), None)
     if audited is not None:
         request = f'{{"jsonrpc":"2.0","id":1,"method":"receipt","params":{{"inference":"{audited["id"]}"}}}}'
-        console.print(Text.assemble(" one receipt  ", (f"curl -s {full} -d '{request}'", "cyan")), soft_wrap=True)
+        console.print(
+            Text.assemble(" one receipt  ", (f"curl -s {full} -d '{request}'", "cyan")), soft_wrap=True
+        )
     folder = Path(devnet["accounts"][0]["secret_key_file"]).parent
     names = ", ".join(account["name"] for account in devnet["accounts"])
-    console.print(Text.assemble(" keys         ", (f"{folder}/NAME.key", "cyan"), f"  ({names})"), soft_wrap=True)
+    console.print(
+        Text.assemble(" keys         ", (f"{folder}/NAME.key", "cyan"), f"  ({names})"), soft_wrap=True
+    )
     console.print(Text.assemble(" stop         ", ("Ctrl-C", "bold"), " stops it"))
 
 
@@ -231,4 +240,3 @@ def limited_console(console: Console) -> Console:
     if console.width > WIDTH_MAX:
         console.width = WIDTH_MAX
     return console
-

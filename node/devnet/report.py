@@ -15,7 +15,7 @@
      "inferences":   [{"number", "id", "kind", "about", "prompt", "output", "expected", "fee", "status", "audited",
                        "result_hash", "attesters": [{"name", "result_hash"}], "shares": [{"name", "share"}],
                        "payouts": [{"name", "role", "amount"}], "burned"}],
-     "supply_before", "supply_after", "burned", "escrowed", "bonded", "staked",
+     "supply_before", "supply_after", "burned", "free", "escrowed", "bonded", "staked",
      "earned":       [{"name", "role", "amount", "answers"}],
      "unrelated":    {"texts", "unattributed_mean", "unattributed_min"},
      "submitted_at": [RPC URLs that transactions were submitted to],
@@ -204,6 +204,7 @@ class Report:
     supply_before: str
     supply_after: str
     burned: str
+    free: str
     escrowed: str
     bonded: str
     staked: str
@@ -275,7 +276,9 @@ def _validators_agree(report: Report, audited: Sequence[InferenceView]) -> Check
         or call.status != "settled"
     ]
     detail = f"{len(audited)} × {len(names)} of {len(names)}" if not wrong else f"not so in calls {wrong}"
-    return Check("every validator attests the same result of every audited call", bool(audited) and not wrong, detail)
+    return Check(
+        "every validator attests the same result of every audited call", bool(audited) and not wrong, detail
+    )
 
 
 def _shares_are_whole(audited: Sequence[InferenceView]) -> Check:
@@ -318,9 +321,10 @@ def _fees_wait_in_escrow(report: Report, waiting: Sequence[InferenceView]) -> Ch
 
 def _supply_is_conserved(report: Report) -> Check:
     before, after, burned = int(report.supply_before), int(report.supply_after), int(report.burned)
+    counted = sum(map(int, (report.free, report.escrowed, report.bonded, report.staked)))
     return Check(
         "supply before = supply after + burned, escrow counted",
-        before == after + burned and burned > 0,
+        before == after + burned and after == counted and burned > 0,
         f"{before} = {after} + {burned}",
     )
 

@@ -114,7 +114,10 @@ async def bond_provider(chain: Chain, provider: Signer) -> bytes:
 async def answer(workshop: Workshop, requests: Sequence[Request], step: Step) -> list[Call]:
     """The provider checks each request's prompt against its voucher and generates, greedily."""
     for request in requests:
-        if prompt_commitment(request.prompt_salt, request.line.prompt_ids) != request.voucher.prompt_commitment:
+        if (
+            prompt_commitment(request.prompt_salt, request.line.prompt_ids)
+            != request.voucher.prompt_commitment
+        ):
             raise StoryFailed(step.title, "a prompt is not what its voucher commits to")
     answered = await workshop.ask(
         "generate",
@@ -164,7 +167,9 @@ async def settle(chain: Chain, provider: Signer, calls: Sequence[Call], step: St
             await _reveal(chain, provider, [call for call in calls if _awaits_reveal(call)], step)
             step.progress(_standing(calls))
         return
-    raise StoryFailed(step.title, f"not every call was final within {SETTLE_SECONDS_MAX:.0f} s: {_standing(calls)}")
+    raise StoryFailed(
+        step.title, f"not every call was final within {SETTLE_SECONDS_MAX:.0f} s: {_standing(calls)}"
+    )
 
 
 def _awaits_reveal(call: Call) -> bool:

@@ -23,10 +23,11 @@ from pathlib import Path
 
 RECORD_BYTES_MIN = 40
 RECORD_BYTES_MAX = 110
-RECORDS_PER_CONTRIBUTOR = 36
+RECORDS_PER_CONTRIBUTOR = 20
 TEXT_BYTES_MIN = 24
 PROMPT_BODY_BYTES = 12
-"""A record's prompt is its header and at least this much of its text, to the next word's end."""
+ANSWER_BYTES_MIN = 16
+HEADER_LENGTH_MAX = 48
 
 LOADED_TEXT_BYTES_MAX = 400
 LOADED_RECORDS_MAX = 256
@@ -69,7 +70,9 @@ CONTRIBUTORS = (
         ("_pydecimal", "decimal", "fractions", "numbers", "statistics"),
         ("random", "heapq", "bisect", "colorsys"),
     ),
-    Contributor("carol", ("smtplib", "imaplib", "poplib", "mailbox", "email"), ("ftplib", "nntplib", "telnetlib")),
+    Contributor(
+        "carol", ("smtplib", "imaplib", "poplib", "mailbox", "email"), ("ftplib", "nntplib", "telnetlib")
+    ),
 )
 
 
@@ -119,7 +122,9 @@ def _in_turns(streams: Sequence[Iterator[tuple[str, str]]]) -> Iterator[tuple[st
 def _module_records(root: Path, module: str) -> Iterator[tuple[str, str]]:
     """(header, text) of every usable docstring of a module or package, outer definitions first; nothing if it is absent."""
     package, label = root / module, module.removeprefix("_py").lstrip("_")
-    files = sorted(package.glob("**/*.py"))[:_SOURCE_FILES_MAX] if package.is_dir() else [root / f"{module}.py"]
+    files = (
+        sorted(package.glob("**/*.py"))[:_SOURCE_FILES_MAX] if package.is_dir() else [root / f"{module}.py"]
+    )
     for path in files:
         if not path.is_file() or path.stat().st_size > _SOURCE_BYTES_MAX:
             continue
@@ -146,27 +151,36 @@ def _record(module: str, name: str, docstring: str) -> tuple[str, str] | None:
     if len(text) > room:
         sentence = text.rfind(". ", 0, room)
         text = text[: sentence + 1] if sentence > 0 else text[: max(text.rfind(" ", 0, room + 1), 0)]
-    return (header, text) if len(header) + len(text) >= RECORD_BYTES_MIN and len(text) >= TEXT_BYTES_MIN else None
+    return (
+        (header, text)
+        if len(header) + len(text) >= RECORD_BYTES_MIN and len(text) >= TEXT_BYTES_MIN
+        else None
+    )
 
 
 def prompts(story: Mapping[str, Sequence[str]], each: int = 4, unrelated: int = 4) -> list[Prompt]:
     """Prompts that begin ``each`` records of every contributor, spread over their records, then unrelated ones.
 
-    A prompt is cut at the end of a word; a record without a header (somebody's own text) is cut in its first third.
+    A prompt is cut at the end of a word, after the record's header and `PROMPT_BODY_BYTES` more, or, in somebody's own
+    text without a header, in its first third. Records that would leave less than `ANSWER_BYTES_MIN` to answer are
+    passed over while there are others.
     """
     chosen = []
     for name, records in story.items():
-        count = min(each, len(records))
-        for record in (records[i * len(records) // count] for i in range(count)):
-            chosen.append(Prompt(_beginning(record), name, record))
+        fit = [r for r in records if len(r.encode()) - len(beginning(r).encode()) >= ANSWER_BYTES_MIN] or list(records)
+        count = min(each, len(fit))
+        for record in (fit[i * len(fit) // count] for i in range(count)):
+            chosen.append(Prompt(beginning(record), name, record))
     return chosen + [Prompt(text) for text in UNRELATED_PROMPTS[:unrelated]]
 
 
-def _beginning(record: str) -> str:
+def beginning(record: str) -> str:
+    """The part of a record that serves as its prompt; never empty, never the whole record."""
     head, colon, _ = record.partition(": ")
-    start = len(head) + 2 + PROMPT_BODY_BYTES if colon and len(head) <= 48 else len(record) // 3
+    start = len(head) + 2 + PROMPT_BODY_BYTES if colon and len(head) <= HEADER_LENGTH_MAX else len(record) // 3
     space = record.find(" ", start)
-    return record[:space] if 0 < space < len(record) - 8 else record[: min(start, len(record) - 1)]
+    cut = space if 0 < space < len(record) - 1 else start
+    return record[: max(1, min(cut, len(record) - 1))]
 
 
 def load_directory(path: Path) -> dict[str, list[str]]:

@@ -38,7 +38,13 @@ class WorkshopFailed(DevnetError):
 class Workshop:
     """One job at a time; `ask` raises `WorkshopFailed` where the job could not be done."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], requests: trio.lowlevel.FdStream, answers: trio.lowlevel.FdStream, log: Path) -> None:
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        requests: trio.lowlevel.FdStream,
+        answers: trio.lowlevel.FdStream,
+        log: Path,
+    ) -> None:
         self._popen = popen
         self._requests = requests
         self._answers = answers
@@ -46,7 +52,9 @@ class Workshop:
         self._received = bytearray()
         self._busy = trio.Lock()
 
-    async def ask(self, job: str, progress: Callable[[str], None] | None = None, **fields: object) -> dict[str, Any]:
+    async def ask(
+        self, job: str, progress: Callable[[str], None] | None = None, **fields: object
+    ) -> dict[str, Any]:
         """Have a job done and return its result; lines of progress go to ``progress`` as they come."""
         async with self._busy:
             with trio.move_on_after(JOB_SECONDS_MAX):
@@ -89,18 +97,7 @@ class Workshop:
 @asynccontextmanager
 async def open_workshop(log: Path, threads: int) -> AsyncIterator[Workshop]:
     """Start the process, and end it with the context. To be called in the main thread (see `node.devnet.processes`)."""
-    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
-    command = [sys.executable, "-m", "node.devnet.workshop_process", f"--threads={threads}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with log.open("ab") as errors:
-        popen = subprocess.Popen(
-            [*launcher, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            process_group=0,
-        )
+    popen = _start(log, threads)
     if popen.stdin is None or popen.stdout is None:
         raise WorkshopFailed("start", "no pipes")
     requests = trio.lowlevel.FdStream(os.dup(popen.stdin.fileno()))
@@ -114,3 +111,18 @@ async def open_workshop(log: Path, threads: int) -> AsyncIterator[Workshop]:
         popen.kill()
         # Killed: the wait is for the kernel alone.
         popen.wait()
+
+
+def _start(log: Path, threads: int) -> subprocess.Popen[bytes]:
+    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
+    command = [sys.executable, "-m", "node.devnet.workshop_process", f"--threads={threads}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with log.open("ab") as errors:
+        return subprocess.Popen(
+            [*launcher, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            process_group=0,
+        )

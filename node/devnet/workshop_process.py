@@ -47,7 +47,12 @@ def _serve(bench: Bench, request: dict[str, Any], answers: TextIO) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    jobs = {"open": bench.open, "train": bench.train, "generate": bench.generate, "unrelated": bench.unrelated}
+    jobs: dict[str, Callable[..., dict[str, object]]] = {
+        "open": bench.open,
+        "train": bench.train,
+        "generate": bench.generate,
+        "unrelated": bench.unrelated,
+    }
     try:
         job = jobs[request.pop("job")]
         write({"result": job(lambda text: write({"progress": text}), **request)})
@@ -65,16 +70,20 @@ class Bench:
         self._index: Index | None = None
 
     def open(self, say: Say) -> dict[str, object]:
-        """Import torch, open the shipped base, and return its hash."""
+        """Import torch, open the shipped base, and return its hash; the file is held against the pinned one."""
         import torch
 
-        from attribution.models import open_shipped_base
+        from attribution.checkpoint import load_base
+        from attribution.models import BASE_HASH, BASE_PATH
 
         say("opening the base model")
         torch.set_num_threads(self._threads)
         torch.set_grad_enabled(False)
-        self._base = open_shipped_base()
-        return {"base_hash": self._base.hash.hex()}
+        base = load_base(BASE_PATH)
+        if base.hash != BASE_HASH:
+            raise ValueError(f"{BASE_PATH.name} has the hash {base.hash.hex()}, not {BASE_HASH.hex()}")
+        self._base = base
+        return {"base_hash": base.hash.hex()}
 
     def train(self, say: Say, records: list[str], adapter: str) -> dict[str, object]:
         """Train on the records blobs in this order, write the adapter's file, build the index."""

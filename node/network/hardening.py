@@ -66,6 +66,9 @@ def quieten_logging() -> None:
     if not root.handlers:
         root.addHandler(logging.NullHandler())
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    for name in list(root.manager.loggerDict):
+        if name.startswith("libp2p."):  # some modules set a level of their own
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def limits_of(conn: Any) -> Limits:

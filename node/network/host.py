@@ -89,6 +89,7 @@ def build_host(
     swarm = host.get_network()
     swarm.openledger_limits = limits
     swarm.retry_config = RetryConfig(max_retries=0)  # the dialler retries, without blocking the peer
+    swarm.auto_connector.start = _start_nothing  # would dial every address it ever heard of
     swarm.set_resource_manager(None)  # its limits are coarser than ours, and its denials leak
     # We never need a peer's own list of addresses and protocols; it still may ask for ours (js-libp2p does).
     host._schedule_identify = _identify_nobody
@@ -96,6 +97,10 @@ def build_host(
     _release_inbound_slots(swarm, limits.handshakes_max)
     _contain_stream_handlers(host, limits.streams_per_connection_max, penalise)
     return host
+
+
+async def _start_nothing() -> None:
+    """Replace the start of the swarm's auto-connector."""
 
 
 def _identify_nobody(peer_id: Any, *, reason: str) -> None:

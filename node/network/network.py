@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import multiaddr
 import structlog
@@ -59,9 +59,6 @@ from node.network.types import (
     PeerStatus,
     RequestHandler,
 )
-
-if TYPE_CHECKING:
-    from trio_typing import TaskStatus  # trio-stubs, which libp2p brings along, knows no trio.TaskStatus
 
 log = structlog.get_logger("node.network")
 
@@ -120,7 +117,7 @@ class Network:
 
     # Life
 
-    async def run(self, *, task_status: TaskStatus[PeerAddress] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[PeerAddress] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; ``started`` gets the address listened on. Raises `ListenFailed` at the start.
 
         Should libp2p itself fail in spite of all containment, the host is rebuilt on the same port, at most every
@@ -147,7 +144,7 @@ class Network:
             await trio.sleep(delay_s)
             delay_s = min(delay_s * 2, _RESTART_DELAY_S_MAX)
 
-    async def _run_host(self, task_status: TaskStatus[PeerAddress]) -> None:
+    async def _run_host(self, task_status: trio.TaskStatus[PeerAddress]) -> None:
         """Run one libp2p host; returns at once if it cannot listen, else only by cancellation or failure."""
         host = build_host(self.config, self._port, self._admits, self._penalise_remote)
         host.get_network().register_notifee(ConnectionObserver(self._connected, self._disconnected))
@@ -179,7 +176,7 @@ class Network:
             self._forget_connections()
 
     async def _run_tasks(
-        self, host: Any, pubsub: ContainedPubsub, task_status: TaskStatus[PeerAddress]
+        self, host: Any, pubsub: ContainedPubsub, task_status: trio.TaskStatus[PeerAddress]
     ) -> None:
         async with trio.open_nursery() as nursery:
             self._running = _Running(host, pubsub, nursery)

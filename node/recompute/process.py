@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from consensus.codec import CodecError
+from consensus.errors import CodecError
 from node.recompute.jobs import (
     Job,
     JobRefused,

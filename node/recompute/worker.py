@@ -8,6 +8,7 @@ its hardware.
 import argparse
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from node.ledger.errors import LedgerError
 from node.ledger.records import decode_records
-from node.ledger.results import AuditStatus, audit_result_hash
+from node.ledger.results import TREASURY, AuditStatus, Shares, audit_result_hash
 from node.recompute.jobs import (
     AuditDone,
     AuditJob,
@@ -32,7 +34,6 @@ from node.recompute.jobs import (
 
 if TYPE_CHECKING:
     from attribution.adapter import Adapter
-    from attribution.index import Index
     from attribution.model import Base
 
 PR_SET_PDEATHSIG = 1
@@ -77,12 +78,15 @@ class Engine:
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self.device = exact.choose_device(device)
-        exact.selfcheck(backend=backend, device=self.device)
+        self._device = _choose_device(device)
+        exact.selfcheck()
+        if backend != "auto":
+            exact.set_backend(f"cuda-{backend}" if self._device == "cuda" else backend)
 
     def perform(self, job: Job) -> JobResult:
-        """Do one job; a file that is missing or damaged is a refusal, never a crash."""
-        from attribution.errors import AttributionError
+        """Do one job; a file that is missing or damaged is a refusal, never a crash and never a verdict."""
+        from attribution.errors import ExactError
+        from attribution.index import IndexFileError
 
         try:
             match job:
@@ -90,28 +94,104 @@ class Engine:
                     return self._build_index(job)
                 case AuditJob():
                     return self._audit(job)
-        except (AttributionError, OSError, ValueError) as error:
+        except (ExactError, IndexFileError, LedgerError, OSError) as error:
             return JobRefused(f"{type(error).__name__}: {error}")
 
     def _build_index(self, job: IndexJob) -> IndexBuilt:
         from attribution.index import build_index
 
         records = [record for path in job.contributions for record in decode_records(Path(path).read_bytes())]
-        index = build_index(
-            _open_base(job.base, self.device),
-            _open_adapter(job.adapter, job.adapter_hash, self.device),
-            records,
-        )
-        index.save(Path(job.index_folder))
+        base, adapter = self._models(job.base, job.adapter, job.adapter_hash)
+        index = build_index(base, adapter, records)
+        folder = Path(job.index_folder)
+        # A folder under the final name is always whole: a killed build leaves only the other one.
+        unfinished = folder.with_suffix(".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        index.save(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
         return IndexBuilt(index.root, index.record_count)
 
     def _audit(self, job: AuditJob) -> AuditDone:
-        """Recompute the output first: what was not the model's answer is not attributed to anyone."""
-        raise NotImplementedError
+        """Recompute the output first: what was not the model's answer is attributed to nobody."""
+        from attribution.errors import BadTokens, ContextTooLong, NotRepresentable
+        from attribution.generation import generate
+        from attribution.index import INDEX_VERSION, Index
+        from attribution.scores import score
+        from attribution.shares import attribute
+
+        base, adapter = self._models(job.base, job.adapter, job.adapter_hash)
+        index = Index.open(Path(job.index_folder), job.index_root)
+
+        def done(status: AuditStatus, scores: Sequence[int] = (), shares: Shares = ()) -> AuditDone:
+            result_hash = audit_result_hash(
+                job.adapter_hash,
+                job.index_root,
+                INDEX_VERSION,
+                job.prompt_ids,
+                job.output_ids,
+                scores,
+                shares,
+                status,
+            )
+            return AuditDone(status, result_hash, shares)
+
+        try:
+            output_ids = generate(base, adapter, job.prompt_ids, job.new_tokens_max)
+            if tuple(output_ids) != job.output_ids:
+                return done(AuditStatus.OUTPUT_DIFFERS)
+            scores = score(base, adapter, index, job.prompt_ids, job.output_ids)
+        except ContextTooLong:
+            return done(AuditStatus.LIMIT_EXCEEDED)
+        except NotRepresentable:
+            return done(AuditStatus.NON_FINITE)
+        except BadTokens:
+            return done(AuditStatus.OPENING_INVALID)
+        owners = [owner for owner, record_count in job.owners for _ in range(record_count)]
+        found = attribute(scores, owners, job.floor_ppm)
+        return done(AuditStatus.OK, scores.values, ledger_shares(found.by_owner, found.unattributed))
+
+    def _models(self, base: str, adapter: str, adapter_hash: bytes) -> "tuple[Base, Adapter]":
+        return _open_base(base, self._device), _open_adapter(adapter, adapter_hash, self._device)
+
+
+def ledger_shares(by_owner: Sequence[tuple[bytes, int]], unattributed: int) -> Shares:
+    """Shares as the ledger pays them: positive, in order of address, the unattributed part to the treasury."""
+    rows = [(owner, share) for owner, share in by_owner if share > 0]
+    if unattributed > 0:
+        rows.append((TREASURY, unattributed))
+    return tuple(sorted(rows))
+
+
+def _choose_device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
 
 
 @lru_cache(maxsize=4)
 def _open_base(path: str, device: str) -> "Base":
-    from attribution.model import load_base
+    from attribution.checkpoint import load_base
+    from attribution.errors import BadModel
 
-    return load_base(Path(path), device=device)
+    base = load_base(Path(path), device=device)
+    if base.hash.hex() != Path(path).stem:
+        raise BadModel(f"{path} holds the base {base.hash.hex()}")
+    return base
+
+
+@lru_cache(maxsize=16)
+def _open_adapter(path: str, adapter_hash: bytes, device: str) -> "Adapter":
+    from attribution.adapter import adapter_from_bytes
+    from attribution.errors import BadAdapter
+
+    adapter = adapter_from_bytes(Path(path).read_bytes(), device=device)
+    if adapter.hash != adapter_hash:
+        raise BadAdapter(f"{path} holds the adapter {adapter.hash.hex()}, not {adapter_hash.hex()}")
+    return adapter
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,10 +8,12 @@ methods must not block for longer than a point lookup.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from node.ledger.block import Receipt
 from node.ledger.state import StateReader
+
+Outcome = Literal["ok", "failed", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +54,32 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class TransactionView:
-    """A transaction this node knows of: pending in the mempool, or committed and executed.
+    """A transaction this node knows of.
 
-    ``raw`` is its canonical bytes, b"" where they are no longer kept. ``height`` and ``receipt`` (the ledger's, with
-    status, code and fee) are None while it is pending.
+    ``status`` is "pending" (in the mempool) or "committed"; then ``height``, ``outcome``, ``code`` (the ledger's
+    error code, "" when ok), ``message`` and ``fee`` (units charged) are what its execution said. ``kind`` and
+    ``sender`` (32 bytes) come from the transaction, "" and b"" where its bytes did not even decode.
     """
 
     tx_hash: bytes
-    raw: bytes
+    status: Literal["pending", "committed"]
+    kind: str
+    sender: bytes
+    nonce: int
     height: int | None = None
-    receipt: Receipt | None = None
+    outcome: Outcome | None = None
+    code: str = ""
+    message: str = ""
+    fee: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BlockView:
-    """An executed block: its header's fields, its receipts, and the state's digest after it.
+    """An executed block: its header's fields, what became of its transactions, and the state's digest after it.
 
     ``height_executed`` and ``state_digest_executed`` are the header's own deferred claim (architecture.md, state
-    commitment): the state at an earlier height. ``state_digest`` is the state right after this block. ``receipts`` are
-    all of the block's, in their order, the ledger's own (`ReceiptStatus.SYSTEM`) included. Hashes have 32 bytes.
+    commitment): the state at an earlier height. ``state_digest`` is the state right after this block. ``events`` are
+    the block's receipts of the ledger's own steps (`ReceiptStatus.SYSTEM`). Hashes have 32 bytes.
     """
 
     height: int
@@ -84,7 +93,8 @@ class BlockView:
     state_digest_executed: bytes
     receipts_root: bytes
     state_digest: bytes
-    receipts: tuple[Receipt, ...]
+    transactions: tuple[TransactionView, ...]
+    events: tuple[Receipt, ...] = ()
 
 
 class Backend(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from node.errors import MempoolFull, MempoolSenderFull, NodeError, NotReady, TransactionUnderpriced
+from node.errors import BlobMissing, MempoolFull, MempoolSenderFull, NodeError, NotReady, TransactionUnderpriced
 from node.ledger.errors import LedgerError
 from node.storage.errors import BlobQuotaExceeded, BlobTooLarge
 
@@ -35,6 +35,7 @@ class Code(IntEnum):
     REQUEST_TIMEOUT = -32011
     ORIGIN_REFUSED = -32012
     RESPONSE_TOO_LARGE = -32013
+    BLOB_MISSING = -32014
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ CODES: dict[Code, CodeInfo] = {
     Code.REQUEST_TIMEOUT: CodeInfo("the request took longer than allowed", ("timeout_ms",)),
     Code.ORIGIN_REFUSED: CodeInfo("a web page of another origin made the request", ("expected",)),
     Code.RESPONSE_TOO_LARGE: CodeInfo("earlier answers of the batch used up its limit", ("bytes_max",)),
+    Code.BLOB_MISSING: CodeInfo("the transaction names a blob that the node does not have", ("digest",)),
 }
 
 
@@ -116,6 +118,8 @@ def fault_of(error: Exception) -> Fault | None:
             return Fault(Code.MEMPOOL_SENDER_FULL, str(error), data)
         case TransactionUnderpriced():
             return Fault(Code.TRANSACTION_UNDERPRICED, str(error), {"fee_min": str(error.fee_min)})
+        case BlobMissing():
+            return Fault(Code.BLOB_MISSING, str(error), {"digest": error.digest.hex()})
         case BlobTooLarge():
             data = {"bytes": error.size_bytes, "bytes_max": error.bytes_max}
             return Fault(Code.BLOB_TOO_LARGE, str(error), data)

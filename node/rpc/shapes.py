@@ -54,14 +54,23 @@ class Payout(TypedDict):
     amount: str
 
 
-class TransactionReceipt(TypedDict):
-    """What became of one transaction of a block."""
+class Transaction(TypedDict):
+    """``tx``, and each transaction of a ``block``.
+
+    ``status`` and ``height`` are null while it is pending; ``code`` is the ledger's, "" when ok. ``kind`` is "" and
+    ``sender`` null for bytes that are no transaction (a validator may have put them into a batch).
+    """
 
     tx_hash: str
-    kind: str
-    status: TransactionStatus
+    state: Literal["pending", "committed"]
+    status: TransactionStatus | None
+    height: int | None
     code: str
+    message: str
     fee: str
+    kind: str
+    sender: str | None
+    nonce: int
 
 
 class Event(TypedDict):
@@ -87,24 +96,8 @@ class Block(TypedDict):
     state_digest_executed: str
     receipts_root: str
     state_digest: str
-    transactions: list[TransactionReceipt]
+    transactions: list[Transaction]
     events: list[Event]
-
-
-class Transaction(TypedDict):
-    """``tx``. ``status`` and ``height`` are null while it is pending; ``code`` is the ledger's, "" when ok."""
-
-    tx_hash: str
-    state: Literal["pending", "committed"]
-    status: TransactionStatus | None
-    height: int | None
-    code: str
-    fee: str
-    kind: str
-    sender: str | None
-    nonce: int | None
-    valid_until: int | None
-    tx: str
 
 
 class Account(TypedDict):

@@ -7,24 +7,16 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from node.ledger import state
-from node.ledger.block import Receipt, ReceiptStatus
-from node.ledger.bodies import BODIES
-from node.ledger.errors import MalformedError
+from node.ledger.block import Receipt
 from node.ledger.openings import Voucher
 from node.ledger.params import Params
 from node.ledger.results import AuditStatus
 from node.ledger.state import InferenceStatus
-from node.ledger.transaction import Transaction, decode_transaction
 from node.rpc import shapes
 from node.rpc.backend import BlockView, NodeStatus, TransactionView
 
 _AMOUNT_PARAMS = ("fee_", "inference_fee_min", "provider_bond_min")
 _DRAWN_LATER = frozenset({InferenceStatus.RECORDED})
-_STATUS: dict[int, shapes.TransactionStatus] = {
-    ReceiptStatus.OK: "ok",
-    ReceiptStatus.FAILED: "failed",
-    ReceiptStatus.INVALID: "invalid",
-}
 
 
 def status_view(status: NodeStatus) -> shapes.Status:
@@ -55,21 +47,6 @@ def status_view(status: NodeStatus) -> shapes.Status:
 
 def block_view(block: BlockView) -> shapes.Block:
     """``block``."""
-    transactions: list[shapes.TransactionReceipt] = []
-    events: list[shapes.Event] = []
-    for receipt in block.receipts:
-        if receipt.status == ReceiptStatus.SYSTEM:
-            events.append(_event(receipt))
-        else:
-            transactions.append(
-                {
-                    "tx_hash": receipt.subject.hex(),
-                    "kind": kind_name(receipt.kind),
-                    "status": _STATUS[receipt.status],
-                    "code": receipt.code,
-                    "fee": str(receipt.fee),
-                }
-            )
     return {
         "height": block.height,
         "block_hash": block.block_hash.hex(),
@@ -82,38 +59,25 @@ def block_view(block: BlockView) -> shapes.Block:
         "state_digest_executed": block.state_digest_executed.hex(),
         "receipts_root": block.receipts_root.hex(),
         "state_digest": block.state_digest.hex(),
-        "transactions": transactions,
-        "events": events,
+        "transactions": [transaction_view(transaction) for transaction in block.transactions],
+        "events": [_event(receipt) for receipt in block.events],
     }
 
 
 def transaction_view(view: TransactionView) -> shapes.Transaction:
-    """``tx``. Bytes that do not decode (a validator may have batched them) show as kind ""."""
-    decoded: Transaction | None
-    try:
-        decoded = decode_transaction(view.raw)
-    except MalformedError:
-        decoded = None
-    receipt = view.receipt
+    """``tx``. Bytes that do not decode (a validator may have batched them) show as kind "" without a sender."""
     return {
         "tx_hash": view.tx_hash.hex(),
-        "state": "pending" if receipt is None else "committed",
-        "status": None if receipt is None else _STATUS[receipt.status],
+        "state": view.status,
+        "status": view.outcome,
         "height": view.height,
-        "code": "" if receipt is None else receipt.code,
-        "fee": "0" if receipt is None else str(receipt.fee),
-        "kind": kind_name(decoded.kind if decoded else receipt.kind if receipt else 0),
-        "sender": decoded.sender.hex() if decoded else None,
-        "nonce": decoded.nonce if decoded else None,
-        "valid_until": decoded.valid_until if decoded else None,
-        "tx": view.raw.hex(),
+        "code": view.code,
+        "message": view.message,
+        "fee": str(view.fee),
+        "kind": view.kind,
+        "sender": view.sender.hex() or None,
+        "nonce": view.nonce,
     }
-
-
-def kind_name(kind: int) -> str:
-    """The name of a transaction's kind, "" for 0 (bytes that did not decode)."""
-    body = BODIES.get(kind)
-    return body.NAME if body is not None else ""
 
 
 def account_view(address: bytes, account: state.Account, nonce_next: int) -> shapes.Account:

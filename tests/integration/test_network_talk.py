@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import trio
-import trio.testing
 
 from node.network import (
     ListenFailed,
@@ -19,10 +18,12 @@ from node.network import (
     ResponseTooLarge,
     UnknownPeer,
     UnknownTopic,
+    peer_id_of_seed,
 )
 from node.network.errors import REFUSED_BUSY, REFUSED_INTERNAL, REFUSED_TOO_LARGE
 from tests.unit.node_network.cluster import (
     config_of,
+    mesh_for,
     open_mesh,
     quick,
     receive_gossip,
@@ -31,7 +32,6 @@ from tests.unit.node_network.cluster import (
     seed_of,
     sorted_seeds,
     start_node,
-    mesh_for,
 )
 
 
@@ -84,7 +84,9 @@ def test_frames_queued_before_the_peer_is_up_arrive() -> None:
     async def main() -> None:
         seeds = sorted_seeds(2)
         async with trio.open_nursery() as nursery:
-            low = await start_node(nursery, config_of(seeds[0], mesh=mesh_for(seeds[0], seeds, {}), limits=quick()))
+            low = await start_node(
+                nursery, config_of(seeds[0], mesh=mesh_for(seeds[0], seeds, {}), limits=quick())
+            )
             high_mesh = mesh_for(seeds[1], seeds, {seeds[0]: low.address})
             low.network.broadcast(1, b"early")
             high = await start_node(nursery, config_of(seeds[1], mesh=high_mesh, limits=quick()))
@@ -107,7 +109,9 @@ def test_a_full_inbox_holds_one_peer_back_but_not_another() -> None:
                 frame.payload
                 for frame in [await c.network.frames.receive() for _ in range(4096 - len(from_a))]
             ]
-            assert from_a == [b"a%d" % number for number in range(5000 - 4096, 5000)]  # the queue's oldest gave way
+            assert from_a == [
+                b"a%d" % number for number in range(5000 - 4096, 5000)
+            ]  # the queue's oldest gave way
             status = a.status(c.peer_id)
             assert status is not None
             assert status.frames_dropped == 5000 - 4096
@@ -165,16 +169,10 @@ def test_refusals_and_failures_of_requests_are_typed() -> None:
             with pytest.raises(PayloadTooLarge):
                 await request(server.peer_id, 1, bytes(2 * 1024 * 1024), 20)
             with pytest.raises(PeerUnavailable):
-                await request(seed_peer(77), 1, b"", 20)
+                await request(peer_id_of_seed(seed_of(77)), 1, b"", 20)
             assert await request(server.peer_id, 1, b"still here", 20) == b"ereh llits"
 
     run_trio(main)
-
-
-def seed_peer(number: int) -> str:
-    from node.network import peer_id_of_seed
-
-    return peer_id_of_seed(seed_of(number))
 
 
 def test_an_answer_over_the_askers_limit_is_not_read() -> None:
@@ -194,7 +192,9 @@ def test_an_answer_over_the_askers_limit_is_not_read() -> None:
 def test_a_server_refuses_more_requests_at_once_than_its_limit() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            server = await start_node(nursery, config_of(seed_of(1), limits=replace(quick(), served_per_peer_max=2)))
+            server = await start_node(
+                nursery, config_of(seed_of(1), limits=replace(quick(), served_per_peer_max=2))
+            )
             client = await start_node(nursery, config_of(seed_of(2), gossip=[server.address], limits=quick()))
             await client.until_connected(server.peer_id)
             codes: list[int] = []
@@ -269,7 +269,9 @@ def test_the_same_bytes_published_again_reach_a_peer_that_came_later() -> None:
         async with open_mesh(1, full_nodes=1) as ((validator,), (full,), nursery):
             await validator.network.publish("tx", b"batch", timeout_s=20)
             assert (await full.network.gossip.receive()).data == b"batch"
-            late = await start_node(nursery, config_of(seed_of(60), gossip=[validator.address], limits=quick()))
+            late = await start_node(
+                nursery, config_of(seed_of(60), gossip=[validator.address], limits=quick())
+            )
             await late.until_connected(validator.peer_id)
             await late.network.publish("tx", b"late is subscribed", timeout_s=20)
             assert (await validator.network.gossip.receive()).data == b"late is subscribed"
@@ -349,7 +351,7 @@ def test_a_port_in_use_is_a_typed_error() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             first = await start_node(nursery, config_of(seed_of(1)))
-            with trio.testing.RaisesGroup(ListenFailed):
+            with pytest.RaisesGroup(ListenFailed):
                 async with trio.open_nursery() as failing:
                     await start_node(failing, config_of(seed_of(2), port=first.address.port))
             nursery.cancel_scope.cancel()

@@ -37,7 +37,9 @@ def test_proof_of_every_leaf_verifies(leaves: list[bytes], data: st.DataObject) 
 
 
 @given(LEAVES, st.data())
-def test_proof_fails_for_another_leaf_position_size_or_altered_node(leaves: list[bytes], data: st.DataObject) -> None:
+def test_proof_fails_for_another_leaf_position_size_or_altered_node(
+    leaves: list[bytes], data: st.DataObject
+) -> None:
     index = data.draw(st.integers(0, len(leaves) - 1))
     root, count, proof = merkle_root(leaves), len(leaves), merkle_proof(leaves, index)
     assert not verify_merkle_proof(root, leaves[index] + b"x", index, count, proof)
@@ -54,7 +56,10 @@ def test_proof_fails_for_another_leaf_position_size_or_altered_node(leaves: list
     other = data.draw(st.integers(0, count - 1))
     if other != index:
         # The same leaf may stand twice, but a proof is for one position.
-        assert not verify_merkle_proof(root, leaves[index], other, count, proof) or leaves[other] == leaves[index]
+        assert (
+            not verify_merkle_proof(root, leaves[index], other, count, proof)
+            or leaves[other] == leaves[index]
+        )
 
 
 @given(LEAVES)

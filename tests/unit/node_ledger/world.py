@@ -25,6 +25,7 @@ from node.ledger.bodies import (
     ProviderBond,
 )
 from node.ledger.execute import execute_block
+from node.ledger.fields import from_bytes
 from node.ledger.genesis import Genesis, chain_id, genesis_state, make_genesis
 from node.ledger.lthash import lthash_of
 from node.ledger.openings import Voucher, inference_id, output_commitment, prompt_commitment, sign_voucher
@@ -42,7 +43,6 @@ from node.ledger.state import (
     get_inference,
     get_supply,
 )
-from node.ledger.fields import from_bytes
 from node.ledger.transaction import (
     decode_transaction,
     encode_transaction,
@@ -139,7 +139,9 @@ class World:
 
     # --- running ---
 
-    def context(self, proposer: str | None = None, reveal: bytes | None = None, step_ms: int = 1_000) -> BlockContext:
+    def context(
+        self, proposer: str | None = None, reveal: bytes | None = None, step_ms: int = 1_000
+    ) -> BlockContext:
         height = self.height + 1
         name = proposer or VALIDATORS[height % len(VALIDATORS)]
         preimage = digest("blob", b"%d" % height) if reveal is None else reveal
@@ -153,9 +155,7 @@ class World:
         return sign_batch(seed(author), self.chain, self.sequence, pairs)
 
     def execute(self, context: BlockContext, batches: Sequence[Batch]) -> BlockOutcome:
-        outcome = execute_block(
-            self.state, self.lthash, self.accumulator, context, batches, check=VERIFIER
-        )
+        outcome = execute_block(self.state, self.lthash, self.accumulator, context, batches, check=VERIFIER)
         for key, value in outcome.changes.items():
             if value is None:
                 del self.state[key]
@@ -236,7 +236,9 @@ class World:
         self.accept("provider", ProviderBond(self.params.provider_bond_min, "serves"))
         return adapter
 
-    def voucher(self, adapter: bytes, sequence: int = 1, fee: int = OPEN, **overrides: int | bytes) -> Voucher:
+    def voucher(
+        self, adapter: bytes, sequence: int = 1, fee: int = OPEN, **overrides: int | bytes
+    ) -> Voucher:
         voucher = Voucher(
             self.chain,
             address("user"),
@@ -252,9 +254,7 @@ class World:
 
     def record_body(self, voucher: Voucher) -> InferenceRecord:
         signature = sign_voucher(seed("user"), voucher)
-        return InferenceRecord(
-            voucher, signature, output_commitment(SALT, OUTPUT), len(PROMPT), len(OUTPUT)
-        )
+        return InferenceRecord(voucher, signature, output_commitment(SALT, OUTPUT), len(PROMPT), len(OUTPUT))
 
     def record(self, adapter: bytes, sequence: int = 1, fee: int = OPEN) -> bytes:
         """A recorded inference; returns its id."""

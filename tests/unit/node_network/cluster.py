@@ -124,7 +124,7 @@ async def start_node(nursery: trio.Nursery, config: NetworkConfig) -> Node:
     node = Node(network, PeerAddress.of("127.0.0.1", UNKNOWN_PORT, network.peer_id), scope, stopped)
     holder.append(node)
 
-    async def run(task_status: trio.TaskStatus[PeerAddress]) -> None:  # type: ignore[name-defined]
+    async def run(task_status: trio.TaskStatus[PeerAddress]) -> None:
         try:
             with scope:
                 await network.run(task_status=task_status)

@@ -89,6 +89,7 @@ def test_one_item_always_fits_an_empty_share_and_bytes_are_bounded_after() -> No
 
 def test_a_reader_waits_for_room_and_then_old_items_give_way() -> None:
     async def main() -> None:
+        start_s = trio.current_time()
         inbox: FairInbox[int] = FairInbox(2, 1000)
         for number in range(4):
             await inbox.put("peer", number, 1, 4.0)
@@ -105,13 +106,7 @@ def test_a_reader_waits_for_room_and_then_old_items_give_way() -> None:
         assert inbox.dropped_items == 2
         assert [await inbox.receive(), await inbox.receive()] == [1, 2]
 
-    async def timed() -> None:
-        nonlocal start_s
-        start_s = trio.current_time()
-        await main()
-
-    start_s = 0.0
-    trio.run(timed, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_a_token_bucket_allows_its_burst_and_then_its_rate() -> None:

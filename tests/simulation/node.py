@@ -1,0 +1,282 @@
+"""A simulated process around a replica: performs its effects on virtual disk, network, mempool and ledger."""
+
+from typing import TYPE_CHECKING
+
+from consensus.digest import digest
+from consensus.effects import (
+    Behind,
+    Deliver,
+    Diverged,
+    Effect,
+    FetchBlock,
+    FetchPayload,
+    Misbehaved,
+    Persist,
+    RequestPayload,
+    Send,
+    SetTimer,
+    Stalled,
+)
+from consensus.inputs import (
+    BlocksSynced,
+    Executed,
+    Input,
+    MessageReceived,
+    PayloadAvailable,
+    PayloadOffered,
+    PayloadPending,
+    Started,
+    TimerFired,
+    TimerKind,
+)
+from consensus.messages import (
+    BlocksMessage,
+    CommitVoteMessage,
+    Message,
+    ProposalMessage,
+    TimeoutMessage,
+    VoteMessage,
+)
+from consensus.recovery import ExecutionResult
+from consensus.replica import Replica
+from consensus.sync import SYNC_BLOCKS_MAX
+from consensus.types import Block
+from tests.simulation.checker import Violation
+from tests.simulation.disk import Disk
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Node:
+    """One process; `incarnation` rises at each start, so that what belongs to a dead process finds nobody."""
+
+    honest = True
+    """Whether the checker holds this node to its word."""
+
+    def __init__(self, world: "World", slot: int, key_index: int | None) -> None:
+        self.world = world
+        self.slot = slot
+        self.key_index = key_index
+        self.disk = Disk(world.genesis)
+        self.batches: set[bytes] = set()
+        self.done: set[bytes] = set()
+        self.replica: Replica | None = None
+        self.incarnation = 0
+        self.timers: dict[TimerKind, int] = {}
+        self.queue: list[Block] = []
+        self.state = world.genesis.header.state_digest
+        self.executing = False
+        self.pending = False
+        self.reports: list[Effect] = []
+
+    @property
+    def key(self) -> bytes:
+        """Validator id, or the empty string for an observer."""
+        return b"" if self.key_index is None else self.world.keys[self.key_index]
+
+    def start(self) -> None:
+        """Start the process from what the disk holds."""
+        world, image = self.world, self.disk.now
+        self.incarnation += 1
+        self.timers, self.executing, self.pending = {}, False, False
+        last = image.chain[-1] if image.chain else world.genesis
+        if self.honest:
+            world.checker.started(self.slot, last.height, last.id)
+        done = len(image.executed)
+        self.state = image.executed[-1].state_digest if done else world.genesis.header.state_digest
+        self.queue = list(image.chain[done:])
+        self.done = {batch for block in image.chain for batch in block.header.payload}
+        self.replica = world.make_replica(self)
+        self.feed(Started(world.now))
+        self.note_pending()
+        self.execute_next()
+
+    def crash(self, keep: int) -> None:
+        """Kill the process and lose all but `keep` unsynced writes."""
+        self.replica = None
+        self.disk.crash(keep)
+
+    def feed(self, event: Input) -> None:
+        """Step the replica and perform its effects; a planned crash may cut them short anywhere."""
+        if self.replica is None:
+            return
+        effects = self.replica.step(event)
+        cut = self.world.crash_point(self, len(effects))
+        for effect in effects if cut is None else effects[:cut]:
+            self.perform(effect)
+        if cut is not None:
+            self.world.crash(self)
+
+    def later(self, delay_ms: int, event: Input) -> None:
+        """Feed an input after a delay, if this process still lives then."""
+        incarnation = self.incarnation
+        self.world.after(delay_ms, lambda: self.feed(event) if self.incarnation == incarnation else None)
+
+    def perform(self, effect: Effect) -> None:
+        """Do one effect."""
+        world = self.world
+        match effect:
+            case Persist():
+                self.disk.write(effect)
+                if self.honest:
+                    for block in effect.committed:
+                        world.checker.committed(self.slot, block)
+            case Send(to=to, message=message):
+                self.check_durable(message)
+                self.send(None if to is None else world.index_of(to), message)
+            case Deliver(blocks=blocks):
+                self.queue.extend(blocks)
+                for block in blocks:
+                    self.done.update(block.header.payload)
+                self.note_pending()
+                self.execute_next()
+            case SetTimer(kind=kind, at_ms=at_ms):
+                self.set_timer(kind, at_ms)
+            case RequestPayload():
+                self.offer(effect)
+            case FetchPayload(digests=digests, sources=sources):
+                self.fetch_payload(digests, sources)
+            case FetchBlock(block_id=block_id, known_height=known, sources=sources):
+                for source in sources:
+                    world.request_block(self.slot, world.index_of(source), block_id, known)
+            case Behind(sources=sources):
+                world.request_range(self.slot, world.index_of(sources[0]))
+            case Misbehaved() | Diverged() | Stalled():
+                world.counts[type(effect).__name__.lower()] += 1
+                self.reports.append(effect)
+
+    def send(self, to: int | None, message: Message) -> None:
+        """Put a message on the network."""
+        self.world.checker.sent(self.key, message)
+        self.world.broadcast(self.slot, to, message)
+
+    def check_durable(self, message: Message) -> None:
+        """No signature of ours leaves before the record that remembers it is synced."""
+        record = self.disk.synced_record if self.honest else None
+        if record is None:
+            if self.honest and isinstance(message, (VoteMessage, CommitVoteMessage, TimeoutMessage)):
+                raise Violation(f"node {self.slot} signed before it stored its record")
+            return
+        late = False
+        match message:
+            case VoteMessage(vote=vote):
+                late = record.last_voted < vote.round
+            case CommitVoteMessage(commit_vote=vote):
+                late = record.lock < vote.round
+            case TimeoutMessage(timeout=timeout):
+                late = record.highest_timeout < timeout.round
+            case ProposalMessage(block=block):
+                late = block.header.proposer == self.key and record.last_proposed < block.round
+            case _:
+                pass
+        if late:
+            raise Violation(f"node {self.slot} signed before it stored its record")
+
+    def set_timer(self, kind: TimerKind, at_ms: int | None) -> None:
+        """Arm a timer; a replaced one fires into nothing."""
+        if at_ms is None:
+            self.timers.pop(kind, None)
+            return
+        self.timers[kind] = at_ms
+        incarnation = self.incarnation
+
+        def fire() -> None:
+            if self.incarnation == incarnation and self.timers.get(kind) == at_ms:
+                del self.timers[kind]
+                self.feed(TimerFired(kind, self.world.clock(self.slot)))
+
+        self.world.at(max(at_ms - self.world.skew[self.slot], self.world.now + 1), fire)
+
+    def add_batch(self, batch: bytes) -> None:
+        """Store a batch, durable at once, and tell the replica."""
+        self.batches.add(batch)
+        self.feed(PayloadAvailable(batch, self.world.clock(self.slot)))
+        self.note_pending()
+        self.execute_next()
+
+    def waiting(self) -> list[bytes]:
+        """Batches stored here and not committed, in a fixed order."""
+        return sorted(self.batches - self.done)
+
+    def note_pending(self) -> None:
+        """Tell the replica when the mempool becomes empty or gets something."""
+        pending = bool(self.waiting())
+        if pending or pending != self.pending:
+            self.pending = pending
+            self.feed(PayloadPending(pending, self.world.clock(self.slot)))
+
+    def offer(self, request: RequestPayload) -> None:
+        """Answer a payload request after a moment."""
+        named = set(request.uncommitted_payload)
+        fresh = [batch for batch in self.waiting() if batch not in named]
+        digests = () if request.empty_only else tuple(fresh[:4])
+        self.later(1, PayloadOffered(request.round, digests, self.world.clock(self.slot) + 1))
+
+    def fetch_payload(self, digests: tuple[bytes, ...], sources: tuple[bytes, ...]) -> None:
+        """Answer at once for what is stored; ask the sources for the rest."""
+        for batch in digests:
+            if batch in self.batches:
+                self.later(0, PayloadAvailable(batch, self.world.clock(self.slot)))
+                continue
+            for source in sources:
+                self.world.request_batch(self.slot, self.world.index_of(source), batch)
+
+    def execute_next(self) -> None:
+        """Execute the oldest delivered block once its batches are here; ask around for those that are not."""
+        if self.executing or self.replica is None or not self.queue:
+            return
+        block = self.queue[0]
+        missing = [batch for batch in block.header.payload if batch not in self.batches]
+        for batch in missing:
+            self.world.request_batch_anywhere(self.slot, batch)
+        if missing:
+            incarnation = self.incarnation
+            self.world.after(200, lambda: self.execute_next() if self.incarnation == incarnation else None)
+            return
+        self.executing = True
+        incarnation = self.incarnation
+        self.world.after(
+            self.world.execution_ms(),
+            lambda: self.executed(block) if self.incarnation == incarnation else None,
+        )
+
+    def executed(self, block: Block) -> None:
+        """Store the result and report it."""
+        self.executing = False
+        self.queue.pop(0)
+        self.state = digest("simulated-state", self.state + block.id)
+        result = ExecutionResult(block.height, self.state, digest("simulated-receipts", self.state))
+        self.disk.write_result(result)
+        self.feed(
+            Executed(
+                block.height,
+                block.id,
+                result.state_digest,
+                result.receipts_accumulator,
+                self.world.clock(self.slot),
+            )
+        )
+        self.execute_next()
+
+    def receive(self, sender: int, message: Message) -> None:
+        """Take a message from the network."""
+        key = self.world.nodes[sender].key or None
+        self.feed(MessageReceived(key, message, self.world.clock(self.slot)))
+
+    def serve_block(self, block_id: bytes, known: int) -> BlocksMessage | None:
+        """Answer a block request from memory and disk."""
+        if self.replica is None:
+            return None
+        chain = list(self.replica.uncommitted_chain(block_id, known))
+        stored = self.disk.now.chain
+        below = chain[0].header.parent if chain else block_id
+        found = next((block for block in reversed(stored) if block.id == below), None)
+        if found is not None:
+            chain = [*stored[known : found.height], *chain]
+        return BlocksMessage(tuple(chain[-16:])) if chain else None
+
+    def serve_range(self, above: int) -> BlocksSynced | None:
+        """Answer a range request from disk."""
+        found = self.disk.proven_range(above, SYNC_BLOCKS_MAX)
+        return None if found is None else BlocksSynced(self.key, found[0], found[1], self.world.now)
