@@ -102,20 +102,26 @@ def check_fits(adapter: Adapter, base: Base) -> None:
 def bind(adapter: Adapter, base: Base) -> list[tuple[Lora | None, ...]]:
     """Quantise the factors for use: per layer and group of GROUPS, the Lora beside it or None. Raises BadAdapter."""
     check_fits(adapter, base)
-    by_name = {m.name: m for m in adapter.modules}
+    return bind_factors({m.name: (m.a, m.b.t().contiguous()) for m in adapter.modules}, adapter.scale, base)
+
+
+def bind_factors(
+    factors: Mapping[str, tuple[Tensor, Tensor]], scale: float, base: Base
+) -> list[tuple[Lora | None, ...]]:
+    """`bind` for factors that fit: module name to (a (r, in), b transposed (r, out))."""
     out = []
     for i, layer in enumerate(base.layers):
         row: list[Lora | None] = []
         for group, frozen in zip(GROUPS, layer.groups, strict=True):
-            factors, spans, start = [], [], 0
+            chosen, spans, start = [], [], 0
             for p in group:
                 stop = start + projection_shape(base.config, p)[0]
-                m = by_name.get(module_name(i, p))
-                if m is not None:
-                    factors.append((m.a, m.b))
+                pair = factors.get(module_name(i, p))
+                if pair is not None:
+                    chosen.append(pair)
                     spans.append((start, stop))
                 start = stop
-            row.append(Lora(factors, spans, adapter.scale, frozen) if factors else None)
+            row.append(Lora(chosen, spans, scale, frozen) if chosen else None)
         out.append(tuple(row))
     return out
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attribution.attention import Group, Saved, attend, attend_backward, make_groups
+from attribution.attention import CausalMask, Saved, attend, attend_backward
 from attribution.errors import BadTokens, ContextTooLong
 from attribution.exact.elementary import exp_, log, sigmoid, sqrt
 from attribution.exact.quantisation import Block
@@ -22,13 +22,16 @@ from attribution.model import Base
 
 LOSS_BITS = 30
 Bound = list[tuple[Lora | None, ...]]
-# (layer, group, input x as Block, x, u, h, dy, dy as Block, g, s g): called once per adapted group.
 Visit = Callable[["Visited"], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Visited:
-    """What the backward pass knows of one adapted group, handed to the caller's visitor."""
+    """What the backward pass knows of one adapted group, handed to the caller's visitor.
+
+    x (rows, in) and dy (rows, out) with their quantised forms (dy's is that of dy scaled by the base rows' powers of
+    two); u, h = s u, dh = B^T dy and s dh with the rank first, (modules * r, rows).
+    """
 
     layer: int
     group: int
@@ -60,7 +63,7 @@ class LayerTape:
 
     norms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     linears: list[LinearTape] = field(default_factory=list)
-    attention: list[Saved] = field(default_factory=list)
+    attention: list[Saved | None] = field(default_factory=list)
     gate: Tensor | None = None
     up: Tensor | None = None
     sigmoid: Tensor | None = None
@@ -73,7 +76,7 @@ class Tape:
 
     cos: Tensor
     sin: Tensor
-    groups: list[Group]
+    spans: list[tuple[int, int]]
     layers: list[LayerTape] = field(default_factory=list)
     norm: tuple[Tensor, Tensor] | None = None
 
@@ -135,18 +138,18 @@ def feed_forward(
 
 def project(
     base: Base, i: int, loras: tuple[Lora | None, ...], x: Tensor, cos: Tensor, sin: Tensor, tape: LayerTape | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(q scaled by fl32(width^-1/2), k, v) of layer i, each (rows, heads, width)."""
+) -> Tensor:
+    """Layer i's queries (scaled by fl32(width^-1/2)), keys and values: (rows, H + 2 Hk, width)."""
     c, layer = base.config, base.layers[i]
     y, norm = rms_norm(x, layer.norms[0], base.eps)
     wide = linear(layer.groups[0], loras[0], y, tape)
-    nq, nk = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    both = rotate(wide[:, : nq + nk].view(-1, c.num_attention_heads + c.num_key_value_heads, c.head_dim), cos, sin)
-    q = both[:, : c.num_attention_heads] * score_scale(base)
-    k = both[:, c.num_attention_heads :]
+    out = wide.view(-1, c.num_attention_heads + 2 * c.num_key_value_heads, c.head_dim)
+    turned = out[:, : c.num_attention_heads + c.num_key_value_heads]
+    turned.copy_(rotate(turned, cos, sin))
+    out[:, : c.num_attention_heads].mul_(score_scale(base))
     if tape is not None:
         tape.norms.append(norm)
-    return q, k, wide[:, nq + nk :].view(-1, c.num_key_value_heads, c.head_dim)
+    return out
 
 
 def score_scale(base: Base) -> float:
@@ -175,21 +178,29 @@ def check_ids(base: Base, sequences: Sequence[Sequence[int]]) -> None:
 
 def forward(base: Base, bound: Bound, sequences: Sequence[Sequence[int]], save: bool) -> tuple[Tensor, Tape]:
     """Final normed hidden states (rows, hidden) of the flattened sequences, and the tape (filled if `save`)."""
-    device = base.device
+    device, c = base.device, base.config
     lengths = [len(ids) for ids in sequences]
+    spans, row = [], 0
+    for n in lengths:
+        spans.append((row, row + n))
+        row += n
     ids = torch.tensor([t for s in sequences for t in s], dtype=torch.int64, device=device)
     position = torch.cat([torch.arange(n, device=device) for n in lengths])
-    cos, sin = base.rope
-    tape = Tape(cos[position], sin[position], make_groups(lengths, base.config.num_attention_heads, device))
+    mask = CausalMask.of(max(lengths), device)
+    tape = Tape(base.rope[0][position], base.rope[1][position], spans)
     x = base.embedding[ids]
     for i, layer in enumerate(base.layers):
         record = LayerTape() if save else None
-        q, k, v = project(base, i, bound[i], x, tape.cos, tape.sin, record)
-        o, saved = attend(q, k, v, tape.groups, save)
-        x = x + linear(layer.groups[1], bound[i][1], o.view(o.shape[0], -1), record)
+        qkv = Block.of(project(base, i, bound[i], x, tape.cos, tape.sin, record))
+        o = torch.empty(row, c.num_attention_heads, c.head_dim, device=device)
+        for start, stop in spans:
+            part = Block(qkv.q[start:stop], qkv.scale[start:stop])
+            saved = attend(part, c.num_attention_heads, c.num_key_value_heads, mask, o[start:stop], save)
+            if record is not None:
+                record.attention.append(saved)
+        x = x + linear(layer.groups[1], bound[i][1], o.view(row, -1), record)
         x = x + feed_forward(base, i, bound[i], x, record)
         if record is not None:
-            record.attention = saved
             tape.layers.append(record)
     y, tape.norm = rms_norm(x, base.tensors["model.norm.weight"], base.eps)
     return y, tape
@@ -232,18 +243,19 @@ def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit
         raise BadTokens("the forward pass was not saved")
     dx = base.head.backward(Block.of(dlogits * base.head.scale))
     dx = rms_norm_backward(dx, norm_weight, tape.norm)
-    nq, nk = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    heads, kv = c.num_attention_heads, c.num_key_value_heads
     for i in range(c.num_hidden_layers - 1, -1, -1):
         layer, record = base.layers[i], tape.layers[i]
         dx = dx + _feed_forward_backward(base, i, bound, record, dx, visit)
-        do = linear_backward(base, i, 1, bound, record.linears[1], dx, visit)
-        do = do.view(-1, c.num_attention_heads, c.head_dim)
-        dq, dk, dv = attend_backward(do, tape.groups, record.attention, c.num_key_value_heads)
-        dy = torch.empty(dx.shape[0], nq + 2 * nk, device=dx.device)
-        both = torch.cat([dq.mul_(score_scale(base)), dk], 1)
-        dy[:, : nq + nk] = rotate(both, tape.cos, -tape.sin).view(-1, nq + nk)
-        dy[:, nq + nk :] = dv.view(-1, nk)
-        dy = linear_backward(base, i, 0, bound, record.linears[0], dy, visit)
+        do = linear_backward(base, i, 1, bound, record.linears[1], dx, visit).view(-1, heads, c.head_dim)
+        dy = torch.empty(dx.shape[0], heads + 2 * kv, c.head_dim, device=dx.device)
+        for (start, stop), saved in zip(tape.spans, record.attention, strict=True):
+            if saved is None:
+                raise BadTokens("the forward pass was not saved")
+            attend_backward(do[start:stop], saved, heads, kv, dy[start:stop])
+        dy[:, :heads].mul_(score_scale(base))
+        dy[:, : heads + kv] = rotate(dy[:, : heads + kv], tape.cos, -tape.sin)
+        dy = linear_backward(base, i, 0, bound, record.linears[0], dy.view(dx.shape[0], -1), visit)
         if i > 0:
             dx = dx + rms_norm_backward(dy, layer.norms[0], record.norms[0])
 

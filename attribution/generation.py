@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution.adapter import Adapter, bind
-from attribution.attention import probabilities, weigh
+from attribution.attention import Heads, heads_first, probabilities, weigh
 from attribution.decoder import (
     Bound,
     check_ids,
@@ -27,7 +27,7 @@ from attribution.model import Base
 
 
 class LayerCache:
-    """One layer's keys and values, preallocated: value64 of keys (Hk, width, n), integers of values and their scales."""
+    """One layer's keys (dequantised), values (integers) and the values' scales, preallocated for n positions."""
 
     def __init__(self, base: Base, tokens_max: int) -> None:
         heads, width = base.config.num_key_value_heads, base.config.head_dim
@@ -35,13 +35,11 @@ class LayerCache:
         self.values = torch.zeros_like(self.keys)
         self.scales = torch.zeros(heads, 1, tokens_max, device=base.device)
 
-    def write(self, k: Block, v: Block, start: int) -> int:
-        """Store rows (rows, Hk, width) from position `start`; returns the position after them."""
-        stop = start + k.q.shape[0]
-        self.keys[:, start:stop] = k.value.transpose(0, 1)
-        self.values[:, start:stop] = v.q.transpose(0, 1)
-        self.scales[:, 0, start:stop] = v.scale[:, :, 0].t()
-        return stop
+    def write(self, heads: Heads, kv: int, start: int, stop: int) -> None:
+        """Store the keys and values of positions start..stop out of quantised (H + 2 Hk, rows, width)."""
+        self.keys[:, start:stop] = heads.value[-2 * kv : -kv]
+        self.values[:, start:stop] = heads.q64[-kv:]
+        self.scales[:, 0, start:stop] = heads.scale[-kv:, :, 0]
 
 
 class Session:
@@ -64,9 +62,9 @@ class Session:
         cos, sin = base.rope[0][start:stop], base.rope[1][start:stop]
         x = base.embedding[torch.tensor(list(ids), dtype=torch.int64, device=base.device)]
         for i, layer in enumerate(base.layers):
-            q, k, v = project(base, i, self.bound[i], x, cos, sin, None)
-            self.caches[i].write(Block.of(k), Block.of(v), start)
-            o = _attend_cached(q, self.caches[i], start)
+            heads = heads_first(Block.of(project(base, i, self.bound[i], x, cos, sin, None)))
+            self.caches[i].write(heads, base.config.num_key_value_heads, start, stop)
+            o = _attend_cached(heads, base.config.num_attention_heads, self.caches[i], start)
             x = x + linear(layer.groups[1], self.bound[i][1], o, None)
             x = x + feed_forward(base, i, self.bound[i], x, None)
         self.length = stop
@@ -74,13 +72,12 @@ class Session:
         return head(base, y)[0].add_(0.0)
 
 
-def _attend_cached(q: Tensor, cache: LayerCache, start: int) -> Tensor:
-    """(rows, H * width) of queries (rows, H, width) at positions start.. over everything cached up to each."""
-    rows, heads, width = q.shape
+def _attend_cached(new: Heads, heads: int, cache: LayerCache, start: int) -> Tensor:
+    """(rows, H * width): queries at positions start.. over everything cached up to each."""
+    _, rows, width = new.q64.shape
     kv, stop = cache.keys.shape[0], start + rows
-    block = Block.of(q.transpose(0, 1).contiguous())
-    q64 = block.value.double().view(kv, heads // kv * rows, width)
-    wide = torch.bmm(q64, cache.keys[:, :stop].transpose(1, 2))
+    q = new.value[:heads].view(kv, heads // kv * rows, width)
+    wide = torch.bmm(q, cache.keys[:, :stop].transpose(1, 2))
     bias = keep = None
     if rows > 1:
         position = torch.arange(stop, device=q.device)

@@ -145,7 +145,7 @@ def _run(
             if span == (start, stop):
                 c = slice(j * v.lora.rank, (j + 1) * v.lora.rank)
                 found[name] = ModuleFactors(
-                    name, v.x + 0.0, v.u[:, c] + 0.0, v.dy[:, start:stop] + 0.0, v.dh[:, c] + 0.0
+                    name, v.x + 0.0, _rows(v.u[c]), v.dy[:, start:stop] + 0.0, _rows(v.dh[c])
                 )
                 j, span = next(adapted, (j, (-1, -1)))
             start = stop
@@ -159,6 +159,11 @@ def _run(
         per_example.append(int(loss.tokens[row : row + len(ids)].sum()))
         row += len(ids)
     return [found[n] for n in order if n in found], per_example
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(r, rows) to contiguous (rows, r) without negative zeros."""
+    return x.t().contiguous().add_(0.0)
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -69,6 +69,9 @@ CHUNK_BYTES = 1 << 16
 HEADER_BYTES_MAX = 1 << 20
 NAME_BYTES_MAX = 256
 FILES = ("header.bin", "bases.bin", "weights.bin", "rows.bin")
+INDEX_VERSION = 1
+"""Version of format and method, the last character of the magic; audit results name it."""
+
 _MAGIC = b"OLINDEX1"
 _FIXED = struct.Struct("<8sIII32s32s")
 _FACTOR = struct.Struct("<II")

@@ -7,16 +7,14 @@ result here is binary32 nearest to an exact real sum, whatever way it is compute
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from attribution.exact.backends import family_for
-from attribution.exact.bits import pow2, pow2_64
+from attribution.exact.bits import pow2
 from attribution.exact.products import limbs
-from attribution.exact.quantisation import Block, to_grid
+from attribution.exact.quantisation import Block, to_grid, value64
 
 # A binary32 sum of products of a 14-bit integer by weights is exact while 2^13 * (sum of |weights|) <= 2^24.
 FP32_L1_MAX = 1 << 11
@@ -59,7 +57,7 @@ class Frozen:
             (_, _, weights), *_ = self._operands("fp64 forward")
             return torch.mm(x.q64, weights).mul_(x.scale64).float()
         s = _int8_sum(x.q, self.q.t())
-        return s.mul_(x.scale64).mul_(pow2_64(self.e)).float()
+        return s.mul_(x.scale64).mul_(self.scale.double()).float()
 
     def backward(self, dy: Block) -> Tensor:
         """float32 (M, K) for dy (M, N), already scaled by the rows' powers of two."""
@@ -111,18 +109,12 @@ def _int8_sum(q: Tensor, weights: Tensor) -> Tensor:
     return r[:m].mul_(128.0).add_(r[m : 2 * m])
 
 
-@dataclass(frozen=True, slots=True)
-class LoraGrad:
-    """Gradients of one module's factors: a (r, in), b (out, r), float32."""
-
-    a: Tensor
-    b: Tensor
-
-
 class Lora:
     """The adapter's factors for the modules of one group, quantised for each contraction they take part in.
 
-    `spans` are the modules' output columns within the group. Scale s = alpha / r as binary32 multiplies u = A x.
+    `spans` are the modules' output columns within the group. The scale s = alpha / r, as binary32, multiplies u = A x.
+    Everything of rank width is kept with the rank first, (modules * r, rows): narrow binary64 products run twice
+    as fast that way. B is taken transposed, (r, out), for the same reason.
     """
 
     def __init__(
@@ -131,62 +123,67 @@ class Lora:
         self.spans = spans
         self.scale = scale
         self.rank = factors[0][0].shape[0]
+        self.unscale64 = base.unscale.double()
         self.covers_all = sum(j - i for i, j in spans) == base.q.shape[0]
         a = torch.cat([a for a, _ in factors])
-        self.a_rows = _value64(a, 1).t().contiguous()
-        self.a_columns = _value64(a, 0)
-        self.b_rows = [_value64(b, 1).t().contiguous() for _, b in factors]
-        self.b_columns = [
-            _value64(b * base.unscale[i:j, None], 0) for (_, b), (i, j) in zip(factors, spans, strict=True)
-        ]
+        self.a_rows = value64(a, 1)
+        self.a_columns = value64(a, 0)
+        self.b_rows = [value64(b, 0) for _, b in factors]
+        self.b_columns = [value64(b * base.unscale[i:j], 1) for (_, b), (i, j) in zip(factors, spans, strict=True)]
 
     def forward(self, x: Block, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Add B (s u) to y (M, N) in place; returns (u, h), u = A x and h = s u, float32 (M, modules * r)."""
-        u = torch.mm(x.q64, self.a_rows).mul_(x.scale64).float()
+        """Add B (s u) to y (M, N) in place; returns (u, h), u = A x and h = s u, float32 (modules * r, M)."""
+        u = torch.mm(self.a_rows, x.q64.t()).mul_(x.scale64.t()).float()
         h = u * self.scale
-        block = Block.of(h.view(h.shape[0], -1, self.rank))
-        rows = block.value.double()
+        rows = value64(h.view(-1, self.rank, h.shape[1]), 1)
         if self.covers_all:
             wide = torch.empty(y.shape, dtype=torch.float64, device=y.device)
             for j, (start, stop) in enumerate(self.spans):
-                torch.mm(rows[:, j], self.b_rows[j], out=wide[:, start:stop])
+                torch.mm(rows[j].t(), self.b_rows[j], out=wide[:, start:stop])
             y.add_(wide.float())
         else:
             for j, (start, stop) in enumerate(self.spans):
-                y[:, start:stop].add_(torch.mm(rows[:, j], self.b_rows[j]).float())
+                y[:, start:stop].add_(torch.mm(rows[j].t(), self.b_rows[j]).float())
         return u, h
 
     def backward(self, dy: Block, dx: Tensor) -> tuple[Tensor, Tensor]:
-        """Add A^T (s g) to dx (M, K) in place; returns (g, s g), g = B^T dy, float32 (M, modules * r)."""
-        width = self.rank * len(self.spans)
-        wide = torch.empty(dx.shape[0], width, dtype=torch.float64, device=dx.device)
+        """Add A^T (s g) to dx (M, K) in place; returns (g, s g), g = B^T dy, float32 (modules * r, M).
+
+        dy holds the output gradient already scaled by the base rows' powers of two; b_columns undo them.
+        """
+        wide = torch.empty(self.rank * len(self.spans), dx.shape[0], dtype=torch.float64, device=dx.device)
         for j, (start, stop) in enumerate(self.spans):
-            out = wide[:, j * self.rank : (j + 1) * self.rank]
-            torch.mm(dy.q64[:, start:stop], self.b_columns[j], out=out)
-        g = wide.mul_(dy.scale64).float()
+            out = wide[j * self.rank : (j + 1) * self.rank]
+            torch.mm(self.b_columns[j], dy.q64[:, start:stop].t(), out=out)
+        g = wide.mul_(dy.scale64.t()).float()
         gs = g * self.scale
-        dx.add_(torch.mm(Block.of(gs).value.double(), self.a_columns).float())
+        dx.add_(torch.mm(value64(gs, 0).t(), self.a_columns).float())
         return g, gs
 
-    def gradients(self, x: Block, h: Tensor, dy: Block, gs: Tensor, base: Frozen) -> list[LoraGrad]:
-        """Sums over the rows of the batch: dA = (s g)^T x and dB = dy^T (s u), each rounded once.
 
-        The contraction runs over tokens, so each token's power of two is folded into the narrow operand, which is
-        then quantised along tokens (docs/exact-arithmetic.md, "Folding").
-        """
-        qa, ea = to_grid(gs * x.scale, 0)
-        da = torch.mm(qa.double().t(), x.q64).mul_(pow2_64(ea).t()).float()
-        qb, eb = to_grid(h * dy.scale, 0)
-        qb64, sb = qb.double(), pow2_64(eb)
-        out = []
-        for j, (start, stop) in enumerate(self.spans):
-            c = slice(j * self.rank, (j + 1) * self.rank)
-            db = torch.mm(dy.q64[:, start:stop].t(), qb64[:, c]).mul_(sb[:, c]).float()
-            out.append(LoraGrad(da[c], db.mul_(base.unscale[start:stop, None])))
-        return out
+class Contraction:
+    """The parameter gradients of one group over one example's tokens: dA = (s g)^T x and dB^T = (s u)^T dy.
 
+    The contraction runs over tokens, so each token's power of two is folded into the narrow operand, which is
+    then quantised along tokens (docs/exact-arithmetic.md, "Folding"). `a` and `b` give the exact real sums times
+    2^bits as float64 (r, in) and (r, out): the caller rounds them to integers.
+    """
 
-def _value64(x: Tensor, dim: int) -> Tensor:
-    """x quantised along `dim` and dequantised, float64 (exact)."""
-    q, e = to_grid(x, dim)
-    return q.double().mul_(pow2_64(e))
+    def __init__(self, lora: Lora, x: Block, h: Tensor, dy: Block, gs: Tensor, rows: slice, bits: int) -> None:
+        self.lora = lora
+        self.x64, self.dy64 = x.q64[rows], dy.q64[rows]
+        qa, sa = to_grid(gs[:, rows] * x.scale[rows].t())
+        qb, sb = to_grid(h[:, rows] * dy.scale[rows].t())
+        self.qa, self.sa = qa.double(), sa.double().mul_(2.0**bits)
+        self.qb, self.sb = qb.double(), sb.double().mul_(2.0**bits)
+
+    def a(self) -> Tensor:
+        """All modules' dA, stacked (modules * r, in)."""
+        return torch.mm(self.qa, self.x64).mul_(self.sa)
+
+    def b(self, j: int) -> Tensor:
+        """Module j's dB, transposed (r, out)."""
+        start, stop = self.lora.spans[j]
+        c = slice(j * self.lora.rank, (j + 1) * self.lora.rank)
+        db = torch.mm(self.qb[c], self.dy64[:, start:stop])
+        return db.mul_(self.sb[c]).mul_(self.lora.unscale64[start:stop])

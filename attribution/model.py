@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attribution.config import ModelConfig
 from attribution.errors import BadModel, NotRepresentable
-from attribution.exact.bits import magnitude_exponent, pow2, row_magnitude
+from attribution.exact.bits import exponent_of, pow2, row_power
 from attribution.exact.elementary import cos_sin, exp64, log
 from attribution.linear import WEIGHT_E_MAX, WEIGHT_E_MIN, Frozen
 from attribution.tensor_hash import tensors_digest
@@ -175,7 +175,7 @@ def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises NotRepresentable for a magnitude of 2^14 or more, an infinity or a NaN.
     """
-    e = magnitude_exponent(row_magnitude(w)).sub_(WEIGHT_BITS - 1).clamp_(min=WEIGHT_E_MIN)
+    e = exponent_of(row_power(w)).sub_(WEIGHT_BITS - 2).clamp_(min=WEIGHT_E_MIN)
     if e.numel() and int(e.max()) > WEIGHT_E_MAX:
         raise NotRepresentable("a weight has a magnitude of 2^14 or more")
     return torch.mul(w, pow2(-e)).round_().to(torch.int8), e[:, 0].to(torch.int16)

@@ -7,25 +7,29 @@ docs/exact-arithmetic.md, section "Training".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from attribution.adapter import Adapter, LoraModule, bind
-from attribution.decoder import Visited, backward, check_ids, cross_entropy, forward, head
+from attribution.adapter import Adapter, LoraModule, bind_factors
+from attribution.decoder import Bound, Visited, backward, check_ids, cross_entropy, forward, head
 from attribution.errors import BadTokens, ContextTooLong
-from attribution.exact.bits import magnitude_exponent, pow2, row_magnitude
+from attribution.exact.bits import exponent_of, row_power
 from attribution.exact.elementary import sqrt
 from attribution.exact.random import permutation, uniform_floats
-from attribution.exact.reductions import SQUARE_BITS
+from attribution.exact.reductions import SQUARE_BITS, round_to
+from attribution.linear import Contraction
 from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
 from attribution.recipe import MICRO, Recipe
 
 # 2^12 squares of 20-bit integers stay below 2^53.
 _SQUARES_PER_ROW = 4096
+_EXAMPLE_LIMIT = 2.0**40
+# Rows run together: enough to hide the cost of calls, few enough for activations to stay in the cache. No bit changes.
+ROWS_MAX = 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,38 +43,64 @@ class Progress:
 
 
 class Parameters:
-    """All factors of an adapter in one flat float32 vector, in model order: a then b, module by module."""
+    """All factors of an adapter in one flat float32 vector, in model order: a (r, in), then b transposed (r, out)."""
 
     def __init__(self, base: Base, recipe: Recipe) -> None:
-        self.shapes: list[tuple[str, tuple[int, int], tuple[int, int]]] = []
+        self.shapes: dict[str, tuple[int, int]] = {}
         for i in range(base.config.num_hidden_layers):
             for p in PROJECTIONS:
                 if p in recipe.target_modules:
-                    out, width = projection_shape(base.config, p)
-                    self.shapes.append((module_name(i, p), (recipe.rank, width), (out, recipe.rank)))
-        size = sum(a[0] * a[1] + b[0] * b[1] for _, a, b in self.shapes)
-        self.flat = torch.zeros(size, device=base.device)
+                    self.shapes[module_name(i, p)] = projection_shape(base.config, p)
         self.recipe = recipe
+        self.flat = torch.zeros(recipe.rank * sum(map(sum, self.shapes.values())), device=base.device)
 
-    def views(self, flat: Tensor) -> list[LoraModule]:
-        """The modules as views of a vector laid out like `flat`."""
-        out, at = [], 0
-        for name, a, b in self.shapes:
-            na, nb = a[0] * a[1], b[0] * b[1]
-            out.append(LoraModule(name, flat[at : at + na].view(a), flat[at + na : at + na + nb].view(b)))
-            at += na + nb
+    def views(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """(a, b transposed) of each module as views of a vector laid out like `flat`."""
+        r, at = self.recipe.rank, 0
+        out = {}
+        for name, (rows, columns) in self.shapes.items():
+            middle, end = at + r * columns, at + r * (columns + rows)
+            out[name] = (flat[at:middle].view(r, columns), flat[middle:end].view(r, rows))
+            at = end
         return out
 
     def adapter(self) -> Adapter:
-        """The parameters as an adapter sharing their memory."""
-        return Adapter(self.recipe.rank, self.recipe.alpha, tuple(self.views(self.flat)))
+        """A copy of the parameters as an adapter."""
+        pairs = self.views(self.flat).items()
+        modules = tuple(LoraModule(name, a + 0.0, b.t().contiguous() + 0.0) for name, (a, b) in pairs)
+        return Adapter(self.recipe.rank, self.recipe.alpha, modules)
 
     def initialise(self) -> None:
         """A uniform in (-1, 1) / sqrt(in) from the seed's stream named after the module; B zero."""
-        for m in self.views(self.flat):
-            bound = 1.0 / math.sqrt(m.a.shape[1])
-            draws = uniform_floats(self.recipe.seed, f"adapter init {m.name}", m.a.numel())
-            m.a.copy_(torch.from_numpy(draws).view(m.a.shape).to(m.a.device) * bound)
+        for name, (a, _) in self.views(self.flat).items():
+            bound = 1.0 / math.sqrt(a.shape[1])
+            draws = uniform_floats(self.recipe.seed, f"adapter init {name}", a.numel())
+            a.copy_(torch.from_numpy(draws).view(a.shape).to(a.device) * bound)
+
+
+class Accumulator:
+    """A sum of per-example gradients as integers on the recipe's grid 2^-bits: any order, any split, one result.
+
+    The integers are kept in binary64, exactly: one example's are clamped to +-2^40, and a batch has at most 2^12.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.bits = parameters.recipe.gradient_bits
+        self.total = torch.zeros(parameters.flat.shape, dtype=torch.float64, device=parameters.flat.device)
+        self.places = parameters.views(self.total)
+
+    def add(self, v: Visited, names: list[str], rows: slice) -> None:
+        """Add one example's gradient of one group, whose adapted modules are `names`."""
+        c = Contraction(v.lora, v.x_block, v.h, v.dy_block, v.dh_scaled, rows, self.bits)
+        da = c.a().round_().clamp_(-_EXAMPLE_LIMIT, _EXAMPLE_LIMIT)
+        for j, name in enumerate(names):
+            a, b = self.places[name]
+            a.add_(da[j * v.lora.rank : (j + 1) * v.lora.rank])
+            b.add_(c.b(j).round_().clamp_(-_EXAMPLE_LIMIT, _EXAMPLE_LIMIT))
+
+    def mean(self, tokens: int) -> Tensor:
+        """The gradient of the mean token loss, float32: fl32(total * 2^-bits) / tokens."""
+        return (self.total * 2.0**-self.bits).float().div_(float(tokens))
 
 
 class AdamW:
@@ -116,10 +146,10 @@ def clip(gradient: Tensor, limit_micro: int) -> None:
     """
     if not limit_micro:
         return
-    e = magnitude_exponent(row_magnitude(gradient.abs()))
-    q = torch.mul(gradient, pow2(SQUARE_BITS - e)).round_().double()
+    grid = row_power(gradient).mul_(2.0 ** (1 - SQUARE_BITS))
+    q = round_to(gradient, grid)
     total = sum(int(row.mul(row).sum()) for row in q.split(_SQUARES_PER_ROW))
-    unit = int(e) - SQUARE_BITS
+    unit = int(exponent_of(grid))
     norm = Fraction(math.isqrt(total << 128), 1 << 64) * Fraction(2) ** unit
     limit = Fraction(limit_micro, MICRO)
     if norm > limit:
@@ -158,40 +188,51 @@ def train(
     parameters = Parameters(base, recipe)
     parameters.initialise()
     optimiser = AdamW(recipe, parameters.flat)
-    gradient = torch.zeros_like(parameters.flat)
     schedule = batches(recipe, len(examples))
     for step, batch in enumerate(schedule):
-        # Sorting by length saves padding; the order of examples changes no bit of the gradient's sums.
-        chosen = sorted((examples[i] for i in batch), key=len)
-        loss, tokens_count = batch_gradient(base, parameters, chosen, gradient)
+        chosen = [examples[i] for i in batch]
+        gradient, loss = batch_gradient(base, parameters, chosen)
         clip(gradient, recipe.grad_clip_micro)
         optimiser.step(parameters.flat, gradient, learning_rate(recipe, step, len(schedule)))
         if progress is not None:
-            progress(Progress(step + 1, len(schedule), loss, tokens_count))
-    trained = tuple(LoraModule(m.name, m.a + 0.0, m.b + 0.0) for m in parameters.views(parameters.flat))
-    return Adapter(recipe.rank, recipe.alpha, trained)
+            progress(Progress(step + 1, len(schedule), loss, sum(len(tokens) - 1 for tokens in chosen)))
+    return parameters.adapter()
 
 
-def batch_gradient(
-    base: Base, parameters: Parameters, examples: Sequence[Sequence[int]], gradient: Tensor
-) -> tuple[int, int]:
-    """Write the gradient of the mean token loss into `gradient`; returns (summed loss on 2^-30, tokens)."""
-    adapter = parameters.adapter()
-    bound = bind(adapter, base)
-    inputs = [tokens[:-1] for tokens in examples]
-    targets = torch.tensor([t for tokens in examples for t in tokens[1:]], dtype=torch.int64, device=base.device)
-    hidden, tape = forward(base, bound, inputs, save=True)
+def batch_gradient(base: Base, parameters: Parameters, examples: Sequence[Sequence[int]]) -> tuple[Tensor, int]:
+    """(gradient of the mean token loss, like parameters.flat; summed loss on the grid 2^-30)."""
+    recipe = parameters.recipe
+    bound = bind_factors(parameters.views(parameters.flat), recipe.alpha / recipe.rank, base)
+    total = Accumulator(parameters)
+    loss = tokens = 0
+    for part in _parts(examples):
+        loss += _accumulate(base, bound, total, recipe, part)
+        tokens += sum(len(e) - 1 for e in part)
+    return total.mean(tokens), loss
+
+
+def _parts(examples: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    part: list[Sequence[int]] = []
+    for e in examples:
+        if part and sum(map(len, part)) + len(e) > ROWS_MAX:
+            yield part
+            part = []
+        part.append(e)
+    if part:
+        yield part
+
+
+def _accumulate(
+    base: Base, bound: Bound, total: Accumulator, recipe: Recipe, examples: Sequence[Sequence[int]]
+) -> int:
+    targets = torch.tensor([t for e in examples for t in e[1:]], dtype=torch.int64, device=base.device)
+    hidden, tape = forward(base, bound, [e[:-1] for e in examples], save=True)
     loss = cross_entropy(head(base, hidden), targets, None)
-    places = {m.name: m for m in parameters.views(gradient)}
-    target = parameters.recipe.target_modules
 
     def visit(v: Visited) -> None:
-        names = [module_name(v.layer, p) for p in GROUPS[v.group] if p in target]
-        grads = v.lora.gradients(v.x_block, v.h, v.dy_block, v.dh_scaled, v.frozen)
-        for name, grad in zip(names, grads, strict=True):
-            places[name].a.copy_(grad.a)
-            places[name].b.copy_(grad.b)
+        names = [module_name(v.layer, p) for p in GROUPS[v.group] if p in recipe.target_modules]
+        for start, stop in tape.spans:
+            total.add(v, names, slice(start, stop))
 
     backward(base, bound, tape, loss.gradient, visit)
-    gradient.div_(float(targets.shape[0]))
-    return int(loss.tokens.sum()), targets.shape[0]
+    return int(loss.tokens.sum())

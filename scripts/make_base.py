@@ -121,7 +121,7 @@ def packed(texts: list[bytes], generator: np.random.Generator) -> np.ndarray:
 
 def orthogonalised(m: torch.Tensor) -> torch.Tensor:
     """Newton-Schulz iteration towards the nearest orthogonal matrix (Jordan et al. 2024, Muon)."""
-    x = m / (torch.linalg.matrix_norm(m) + 1e-7)
+    x: torch.Tensor = m / (torch.linalg.matrix_norm(m) + 1e-7)
     if flip := x.shape[0] > x.shape[1]:
         x = x.T
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Powers of two and exponents through bit patterns: exact on every device, no library call.
+"""Powers of two and row exponents through bit patterns: exact on every device, no library call.
 
 `ldexp`, `frexp` and `exp2` are avoided: they are slow, and some lose range on some devices.
 """
@@ -10,10 +10,13 @@ from torch import Tensor
 
 from attribution.errors import NotRepresentable
 
-# Biased exponents of a row maximum: 27 stands for everything below 2^-99 (zero and subnormal rows too);
-# 227 is the last one accepted, so a row maximum is below 2^101.
-BIASED_MIN = 27
-BIASED_MAX = 227
+# A row's power P = 2^(E-1) with max|x| < 2^E: at least 2^-100, which stands for every smaller row (zero and
+# subnormal ones too), and at most 2^100.
+POWER_MIN = 2.0**-100
+MAGNITUDE_LIMIT = 2.0**101
+_EXPONENT_FIELD = 0x7F800000
+# Above this many numbers two reading passes are cheaper than one that writes.
+_LARGE = 1 << 14
 
 
 def pow2(e: Tensor) -> Tensor:
@@ -21,26 +24,31 @@ def pow2(e: Tensor) -> Tensor:
     return (e + 127).bitwise_left_shift_(23).view(torch.float32)
 
 
-def pow2_64(e: Tensor) -> Tensor:
-    """2^e as float64 for an integer tensor with -1022 <= e <= 1023."""
-    return (e.to(torch.int64) + 1023).bitwise_left_shift_(52).view(torch.float64)
-
-
-def magnitude_exponent(m: Tensor) -> Tensor:
-    """Smallest int32 E >= -99 with m < 2^E, for float32 m >= 0 (the sign bit must be clear).
-
-    Raises NotRepresentable when any m is infinite, NaN or at least 2^101.
-    """
-    biased = m.view(torch.int32).bitwise_right_shift(23)
-    if biased.numel() and int(biased.max()) > BIASED_MAX:
-        raise NotRepresentable("a row holds an infinity, a NaN or a magnitude of 2^101 or more")
-    return biased.clamp_(min=BIASED_MIN).sub_(126)
+def exponent_of(power: Tensor) -> Tensor:
+    """int32 e of normal float32 powers of two 2^e."""
+    return power.view(torch.int32).bitwise_right_shift(23).sub_(127)
 
 
 def row_magnitude(x: Tensor, dim: int = -1) -> Tensor:
-    """max |x| along `dim`, kept as a dimension of size 1; 0 where the dimension is empty. NaN propagates."""
+    """max |x| along `dim`, kept as a dimension of size 1; 0 where the dimension is empty. NaN propagates.
+
+    The sign bit of a zero result is unspecified.
+    """
     if x.shape[dim] == 0:
         shape = list(x.shape)
         shape[dim] = 1
         return torch.zeros(shape, dtype=x.dtype, device=x.device)
-    return x.abs().amax(dim, keepdim=True)
+    if x.numel() < _LARGE:
+        return x.abs().amax(dim, keepdim=True)
+    return torch.maximum(x.amax(dim, keepdim=True), x.amin(dim, keepdim=True).neg_())
+
+
+def row_power(x: Tensor, dim: int = -1) -> Tensor:
+    """P = 2^(E-1), float32, for the smallest E >= -99 with max|x| < 2^E along `dim` (kept as size 1).
+
+    Raises NotRepresentable when the maximum is infinite, NaN or at least 2^101.
+    """
+    m = row_magnitude(x, dim)
+    if m.numel() and not float(m.amax()) < MAGNITUDE_LIMIT:
+        raise NotRepresentable("a row holds an infinity, a NaN or a magnitude of 2^101 or more")
+    return (m.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32).clamp_(min=POWER_MIN)

@@ -13,8 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from attribution.errors import ShapeMismatch
-from attribution.exact.bits import pow2
-from attribution.exact.quantisation import quantise, to_grid
+from attribution.exact.quantisation import to_grid
 
 # |sum of products of 14-bit integers| <= K * 2^26, exact in binary64 up to K = 2^27.
 FP64_K_MAX = 1 << 26
@@ -93,14 +92,14 @@ def matmul_with(name: str, a: Tensor, b: Tensor) -> Tensor:
         a = a.to(device)
     if b.device != a.device:
         b = b.to(a.device)
-    (qa, ea), (qb, eb) = to_grid(a, 1), to_grid(b, 0)
+    (qa, scale_a), (qb, scale_b) = to_grid(a, 1), to_grid(b, 0)
     if a.shape[1] > FP64_K_MAX:
         s = _long_sum(product, qa, qb)
     elif 0 in (*a.shape, *b.shape):
         s = torch.zeros(a.shape[0], b.shape[1], device=a.device)
     else:
         s = product(qa, qb).float()
-    return s.mul_(pow2(ea)).mul_(pow2(eb)).add_(0.0).to(home)
+    return s.mul_(scale_a).mul_(scale_b).add_(0.0).to(home)
 
 
 def _long_sum(product: IntegerProduct, qa: Tensor, qb: Tensor) -> Tensor:
@@ -113,6 +112,3 @@ def _long_sum(product: IntegerProduct, qa: Tensor, qb: Tensor) -> Tensor:
         stop = start + FP64_K_MAX
         total += product(qa[:, start:stop], qb[start:stop]).to(torch.int64)
     return torch.from_numpy(total.cpu().numpy().astype("float32")).to(qa.device)
-
-
-__all__ = ["PRODUCTS", "limbs", "matmul_with", "quantise"]

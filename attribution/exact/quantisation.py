@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attribution.errors import ShapeMismatch
-from attribution.exact.bits import magnitude_exponent, pow2, pow2_64, row_magnitude
+from attribution.exact.bits import exponent_of, row_power
 
 BITS = 14
 Q_MAX = 1 << (BITS - 1)
@@ -30,32 +30,27 @@ def quantise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     """
     if x.dtype != torch.float32 or x.dim() == 0:
         raise ShapeMismatch("quantise takes a float32 tensor of one dimension or more")
-    q, e = to_grid(x, dim)
-    return q.add_(0.0), e
+    q, scale = to_grid(x, dim)
+    return q.add_(0.0), exponent_of(scale)
 
 
 def to_grid(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """`quantise` without the checks of its arguments; q may hold negative zeros."""
-    e = magnitude_exponent(row_magnitude(x, dim)).sub_(BITS - 1)
-    return torch.mul(x, pow2(-e)).round_(), e
+    """`quantise` without the checks of its arguments, as (q, 2^e float32); q may hold negative zeros."""
+    scale = row_power(x, dim).mul_(2.0 ** (2 - BITS))
+    return torch.mul(x, scale.reciprocal()).round_(), scale
 
 
-@dataclass(slots=False, frozen=True)
+@dataclass(frozen=True)
 class Block:
-    """Rows quantised along their last axis, with the forms that products want made on first use."""
+    """Rows quantised along their last axis: q float32 integers, scale = 2^e float32 (..., 1)."""
 
     q: Tensor
-    e: Tensor
+    scale: Tensor
 
     @classmethod
     def of(cls, x: Tensor) -> Block:
         """Quantise x (..., K) along its last axis."""
         return cls(*to_grid(x))
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """2^e, float32 (..., 1)."""
-        return pow2(self.e)
 
     @cached_property
     def value(self) -> Tensor:
@@ -70,4 +65,10 @@ class Block:
     @cached_property
     def scale64(self) -> Tensor:
         """2^e, float64 (..., 1)."""
-        return pow2_64(self.e)
+        return self.scale.double()
+
+
+def value64(x: Tensor, dim: int) -> Tensor:
+    """x quantised along `dim` and dequantised, float64 (exact)."""
+    q, scale = to_grid(x, dim)
+    return q.double().mul_(scale.double())

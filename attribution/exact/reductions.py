@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from attribution.exact.bits import magnitude_exponent, pow2, pow2_64, row_magnitude
+from attribution.exact.bits import row_power
 
 FSUM_BITS = 30
 SQUARE_BITS = 20
@@ -17,11 +16,10 @@ def fsum(x: Tensor) -> Tensor:
     """Sum of float32 rows along the last axis (kept), as float64.
 
     Each term is rounded half-even to 2^(E-30), E the smallest exponent (at least -99) with max|x| < 2^E; then the
-    integers are summed exactly, for at most 2^23 terms.
+    integers are summed exactly, for at most 2^23 terms. Raises NotRepresentable as `quantise` does.
     """
-    e = magnitude_exponent(row_magnitude(x))
-    d = x.double().mul_(pow2_64(FSUM_BITS - e)).round_()
-    return d.sum(-1, keepdim=True).mul_(pow2_64(e - FSUM_BITS))
+    grid = row_power(x).double().mul_(2.0 ** (1 - FSUM_BITS))
+    return x.double().mul_(grid.reciprocal()).round_().sum(-1, keepdim=True).mul_(grid)
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
@@ -29,9 +27,15 @@ def sum_of_squares(x: Tensor) -> Tensor:
 
     Terms are rounded to 20 bits below the row's exponent first; exact for at most 8192 terms.
     """
-    e = magnitude_exponent(row_magnitude(x))
-    d = torch.mul(x, pow2(SQUARE_BITS - e)).round_().double()
-    return d.mul_(d).sum(-1, keepdim=True).mul_(pow2_64(2 * (e - SQUARE_BITS)))
+    grid = row_power(x).mul_(2.0 ** (1 - SQUARE_BITS))
+    d = round_to(x, grid)
+    grid64 = grid.double()
+    return d.mul_(d).sum(-1, keepdim=True).mul_(grid64).mul_(grid64)
+
+
+def round_to(x: Tensor, grid: Tensor) -> Tensor:
+    """x / grid rounded half-even to integers of at most 24 bits, as float64; grid holds powers of two."""
+    return (x * grid.reciprocal()).round_().double()
 
 
 def grid_sum(p: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def register_base(
 ) -> list[Receipt]:
     """Name a base. One that expired for want of holders may be registered again."""
     known = get_base(overlay, body.base_hash)
-    if known is not None and known.status != ArtefactStatus.EXPIRED:
+    taken = get_adapter(overlay, body.base_hash) is not None  # duties name both by the same field
+    if taken or (known is not None and known.status != ArtefactStatus.EXPIRED):
         raise FailedTransactionError(FailureCode.DUPLICATE, base=body.base_hash)
     _await_holders(overlay, env, body.base_hash)
     overlay.put_record(

@@ -6,11 +6,12 @@ its hardware.
 """
 
 import argparse
-import ctypes
 import os
+import queue
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from attribution.adapter import Adapter
     from attribution.model import Base
 
-PR_SET_PDEATHSIG = 1
+JOBS_WAITING_MAX = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
-    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
     # What torch prints must not reach the pipe that carries results.
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -55,17 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(jobs: BinaryIO, results: BinaryIO, engine: "Engine") -> None:
-    """Answer each job in turn; end when the daemon has gone."""
-    while (body := read_frame(jobs)) is not None:
-        results.write(pack_frame(engine.perform(parse_job(body)).fields()))
+    """Answer each job in turn, for ever; `_read_jobs` ends the process when the daemon has gone."""
+    waiting: queue.Queue[bytes] = queue.Queue(JOBS_WAITING_MAX)
+    threading.Thread(target=_read_jobs, args=(jobs, waiting), daemon=True).start()
+    while True:
+        results.write(pack_frame(engine.perform(parse_job(waiting.get())).fields()))
         results.flush()
 
 
-def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the daemon dies; elsewhere the closed pipe ends us after the current job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _read_jobs(jobs: BinaryIO, waiting: "queue.Queue[bytes]") -> None:
+    """Read ahead, so that a daemon that dies in the middle of a job is noticed at once.
+
+    Linux could send a signal instead (PR_SET_PDEATHSIG), but it does so when the *thread* that started this process
+    ends, and trio starts processes from threads that come and go.
+    """
+    while (body := read_frame(jobs)) is not None:
+        waiting.put(body)
+    os._exit(0)
 
 
 class Engine:

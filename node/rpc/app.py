@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -123,14 +124,15 @@ async def _read_and_answer(
     bytes_held_max = BODIES_HELD_MAX * config.body_bytes_max
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            # The length may be absent (chunked transfer), so it is counted as well.
-            if len(body) + len(chunk) > config.body_bytes_max:
-                raise _too_large(config.body_bytes_max)
-            if load.body_bytes + len(chunk) > bytes_held_max:
-                raise _busy(bytes_held_max, "bytes")
-            body += chunk
-            load.body_bytes += len(chunk)
+        async with aclosing(request.stream()) as stream:
+            async for chunk in stream:
+                # The length may be absent (chunked transfer), so it is counted as well.
+                if len(body) + len(chunk) > config.body_bytes_max:
+                    raise _too_large(config.body_bytes_max)
+                if load.body_bytes + len(chunk) > bytes_held_max:
+                    raise _busy(bytes_held_max, "bytes")
+                body += chunk
+                load.body_bytes += len(chunk)
         return await answer(bytes(body), METHODS, backend, config.batch_max, RESPONSE_BYTES_MAX)
     finally:
         load.body_bytes -= len(body)

@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from node.errors import BlobMissing, MempoolFull, MempoolSenderFull, NodeError, NotReady, TransactionUnderpriced
+from node.errors import (
+    BlobMissing,
+    MempoolFull,
+    MempoolSenderFull,
+    NodeError,
+    NotReady,
+    TransactionUnderpriced,
+)
 from node.ledger.errors import LedgerError
 from node.storage.errors import BlobQuotaExceeded, BlobTooLarge
 

@@ -17,6 +17,7 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -40,6 +41,9 @@ SHUTDOWN_GRACE_S = 0.5
 _KEEP_ALIVE_S = 20
 _HEADER_BYTES_MAX = 16 * 1024
 _BACKLOG = 128
+_REFUSALS_MAX = 64
+_REFUSAL_READ_BYTES = 65536
+_REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ class _Connections:
     open: set[trio.SocketStream] = field(default_factory=set)
     all_ended: trio.Event = field(default_factory=trio.Event)
     closing: bool = False
+    refusals: int = 0
 
     def end(self, stream: trio.SocketStream) -> None:
         self.open.discard(stream)
@@ -59,6 +64,25 @@ class _Connections:
         self.closing = True
         if self.open:
             await self.all_ended.wait()
+
+
+class _Connection(TCPServer):
+    """Hypercorn's connection, which frees its place as soon as the client has gone.
+
+    Hypercorn waits for its keep-alive timer even when the client closed long before; a busy client without keep-alive
+    would use up all places.
+    """
+
+    _client_gone = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._client_gone = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._client_gone and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 async def serve_rpc(
@@ -127,13 +151,13 @@ async def _serve_connection(
     stream: trio.SocketStream,
 ) -> None:
     if len(connections.open) >= connections_max:
-        await _refuse(stream)
+        await _refuse(connections, stream)
         return
     connections.open.add(stream)
     try:
         # The application needs its connection to cut off a client that neither reads nor stops sending.
         state = ConnectionState({"connection": stream})
-        await TCPServer(app, hypercorn, context, state, stream).run()  # type: ignore[arg-type]
+        await _Connection(app, hypercorn, context, state, stream).run()  # type: ignore[arg-type]
     except Exception as error:
         # One client's connection must never end the daemon's nursery; h11 and h2 raise what they like.
         _log.warning("rpc.connection_failed", error=repr(error))
@@ -142,12 +166,22 @@ async def _serve_connection(
         stream.socket.close()
 
 
-async def _refuse(stream: trio.SocketStream) -> None:
-    """Answer a connection over the limit without reading from it."""
-    with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.move_on_after(1):
-        await stream.send_all(
-            b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        )
+async def _refuse(connections: _Connections, stream: trio.SocketStream) -> None:
+    """Answer a connection over the limit, without parsing what it says.
+
+    A close with bytes unread would reset the connection and take the answer along, so they are read and thrown away
+    for a moment; past `_REFUSALS_MAX` of that at once, connections are closed without a word.
+    """
+    if connections.refusals < _REFUSALS_MAX:
+        connections.refusals += 1
+        try:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.move_on_after(1):
+                await stream.send_all(_REFUSAL)
+                await stream.send_eof()
+                while await stream.receive_some(_REFUSAL_READ_BYTES):
+                    pass
+        finally:
+            connections.refusals -= 1
     stream.socket.close()
 
 

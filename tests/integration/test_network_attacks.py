@@ -81,7 +81,7 @@ async def hostile(seed: bytes, target: PeerAddress) -> AsyncIterator[HostileHost
 
 
 async def wait_closed(muxed: Any) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await muxed.event_closed.wait()
 
 
@@ -130,7 +130,7 @@ def attack_by_stranger(attack: Attack, *, penalised: bool, limits: Limits | None
 async def end_of(stream: Any) -> bytes:
     """Read until the victim ends or resets the stream."""
     data = b""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             try:
                 chunk = await stream.read(65536)
@@ -277,7 +277,7 @@ def test_a_flood_of_streams_is_cut_down_to_the_limit() -> None:
     async def attack(villain: HostileHost) -> None:
         muxed = (await villain.raw_stream()).muxed_conn
         streams = [await muxed.open_stream() for _ in range(60)]
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await streams[-1].conn.stream_events[streams[-1].stream_id].wait()
 
     attack_by_stranger(attack, penalised=True, limits=quick(streams_per_connection_max=20))
@@ -288,7 +288,7 @@ def test_a_peer_that_ignores_flow_control_is_cut() -> None:
         muxed = (await villain.raw_stream()).muxed_conn
         stream = await muxed.open_stream()
         frame = struct.pack("!BBHII", 0, 0, 0, stream.stream_id, 60_000) + bytes(60_000)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             for _ in range(200):
                 if muxed.is_closed:
                     break
@@ -320,7 +320,7 @@ async def talk_raw(address: PeerAddress, said: bytes) -> bytes:
 
 def test_garbage_and_plaintext_on_the_port_are_contained() -> None:
     async def main() -> None:
-        limits = quick(dial_timeout_ms=3000, negotiation_timeout_ms=2000)
+        limits = quick(dial_timeout_ms=2000, negotiation_timeout_ms=1500)
         async with open_mesh(2, limits=limits) as (validators, _, _):
             address = validators[0].address
             header = encode_varint_prefixed(b"/multistream/1.0.0\n")
@@ -393,7 +393,7 @@ def test_a_node_keeps_accepting_after_more_connections_than_it_has_slots() -> No
             server = await start_node(
                 nursery, config_of(seed_of(1), limits=quick(connections_max=2, handshakes_max=1))
             )
-            for number in range(8):
+            for number in range(5):
                 async with hostile(seed_of(30), server.address):
                     await server.until_event(peer_id_of_seed(seed_of(30)), connected=True, count=number + 1)
                 await server.until_event(peer_id_of_seed(seed_of(30)), connected=False, count=number + 1)

@@ -68,6 +68,8 @@ class Node:
         self.state = world.genesis.header.state_digest
         self.executing = False
         self.pending = False
+        self.inbox: list[Input] = []
+        self.busy = False
         self.reports: list[Effect] = []
 
     @property
@@ -95,18 +97,25 @@ class Node:
     def crash(self, keep: int) -> None:
         """Kill the process and lose all but `keep` unsynced writes."""
         self.replica = None
+        self.incarnation += 1
         self.disk.crash(keep)
 
     def feed(self, event: Input) -> None:
         """Step the replica and perform its effects; a planned crash may cut them short anywhere."""
-        if self.replica is None:
+        self.inbox.append(event)
+        if self.busy:
             return
-        effects = self.replica.step(event)
-        cut = self.world.crash_point(self, len(effects))
-        for effect in effects if cut is None else effects[:cut]:
-            self.perform(effect)
-        if cut is not None:
-            self.world.crash(self)
+        self.busy = True
+        while self.inbox and self.replica is not None:
+            effects = self.replica.step(self.inbox.pop(0))
+            self.world.counts["steps"] += 1
+            cut = self.world.crash_point(self, len(effects))
+            for effect in effects if cut is None else effects[:cut]:
+                self.perform(effect)
+            if cut is not None:
+                self.world.crash(self)
+        self.inbox.clear()
+        self.busy = False
 
     def later(self, delay_ms: int, event: Input) -> None:
         """Feed an input after a delay, if this process still lives then."""

@@ -93,7 +93,9 @@ class LedgerBackend:
             state_digest_executed=bytes(32),
             receipts_root=outcome.receipts_root,
             state_digest=outcome.state_digest,
-            transactions=tuple(self._committed(entry, height) for entry in receipts if entry.status in OUTCOMES),
+            transactions=tuple(
+                self._committed(entry, height) for entry in receipts if entry.status in OUTCOMES
+            ),
             events=tuple(entry for entry in receipts if entry.status == ReceiptStatus.SYSTEM),
         )
 
@@ -119,7 +121,9 @@ class LedgerBackend:
 
     def next_nonce(self, address: bytes) -> int:
         waiting = [decode_transaction(raw) for raw in self.pending.values()]
-        return get_account(self.world.state, address).nonce + sum(entry.sender == address for entry in waiting)
+        return get_account(self.world.state, address).nonce + sum(
+            entry.sender == address for entry in waiting
+        )
 
     def transaction(self, tx_hash: bytes) -> TransactionView | None:
         if tx_hash in self.pending:
@@ -201,7 +205,9 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(backend: LedgerBackend | None = None, config: RpcSection | None = None) -> Iterator[RunningServer]:
+def running_server(
+    backend: LedgerBackend | None = None, config: RpcSection | None = None
+) -> Iterator[RunningServer]:
     """Run `serve_rpc` on a free port of loopback for the length of the context."""
     served = backend or LedgerBackend()
     section = config or RpcSection(port=0)

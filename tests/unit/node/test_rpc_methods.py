@@ -54,7 +54,9 @@ def refusal(client: Client, method: str, **params: object) -> RpcError:
     return caught.value
 
 
-def test_status_shows_executed_height_with_its_digest(server: RunningServer, client: Client, story: object) -> None:
+def test_status_shows_executed_height_with_its_digest(
+    server: RunningServer, client: Client, story: object
+) -> None:
     world = server.backend.world
     status = client.status()
     assert status["height"] == world.height
@@ -72,7 +74,9 @@ def test_block_shows_transactions_events_and_the_digest_after_it(
 ) -> None:
     world = server.backend.world
     blocks = [client.block(height) for height in range(1, world.height + 1)]
-    assert [block["state_digest"] for block in blocks] == [outcome.state_digest.hex() for outcome in world.outcomes]
+    assert [block["state_digest"] for block in blocks] == [
+        outcome.state_digest.hex() for outcome in world.outcomes
+    ]
     events = [event for block in blocks for event in block["events"]]
     settled = [event for event in events if event["code"] == "settled"]
     assert [event["subject"] for event in settled] == [story["settled"].hex()]
@@ -87,7 +91,9 @@ def test_a_block_that_is_not_there_is_not_found(client: Client, height: int) -> 
     assert (error.code, error.data) == (Code.NOT_FOUND, {"what": "block", "id": height})
 
 
-def test_account_shows_balance_as_text_and_unknown_accounts_as_empty(server: RunningServer, client: Client) -> None:
+def test_account_shows_balance_as_text_and_unknown_accounts_as_empty(
+    server: RunningServer, client: Client
+) -> None:
     account = get_account(server.backend.world.state, address("user"))
     shown = client.account(address("user"))
     assert (shown["balance"], shown["nonce"]) == (str(account.balance), account.nonce)
@@ -138,7 +144,9 @@ def test_receipt_shows_the_whole_life_of_an_inference(
     assert TREASURY.hex() in {row["address"] for row in receipt["shares"]}
     paid = sum(int(row["amount"]) for row in receipt["payouts"])
     assert paid + int(receipt["burned"]) == int(receipt["voucher"]["fee"]) == OPEN
-    assert {"owner", "provider", "validator", "contributor", "unattributed"} <= {r["role"] for r in receipt["payouts"]}
+    assert {"owner", "provider", "validator", "contributor", "unattributed"} <= {
+        r["role"] for r in receipt["payouts"]
+    }
 
 
 def test_receipt_of_an_undrawn_inference_is_neither_audited_nor_unaudited(
@@ -159,7 +167,9 @@ def test_provider_and_voucher_sequence(client: Client, story: dict[str, bytes]) 
 def test_supply_is_accounted_for(server: RunningServer, client: Client, story: dict[str, bytes]) -> None:
     supply = {name: int(value) for name, value in client.call("supply").items()}
     expected = get_supply(server.backend.world.state)
-    assert supply["free"] == sum(server.backend.world.balance(name) for name in (*PEOPLE, *VALIDATORS, "treasury"))
+    assert supply["free"] == sum(
+        server.backend.world.balance(name) for name in (*PEOPLE, *VALIDATORS, "treasury")
+    )
     assert supply["burned"] == expected.burned > 0
     assert supply["total"] == supply["free"] + supply["escrowed"] + supply["bonded"] + supply["staked"]
     assert supply["escrowed"] == OPEN
@@ -169,7 +179,9 @@ def test_params_show_amounts_as_text_and_the_rest_as_integers(server: RunningSer
     params = client.call("params")
     assert {name: int(value) for name, value in params.items()} == params_to_dict(server.backend.world.params)
     assert {name for name, value in params.items() if isinstance(value, str)} == {
-        name for name in params if name.startswith("fee_") or name in ("inference_fee_min", "provider_bond_min")
+        name
+        for name in params
+        if name.startswith("fee_") or name in ("inference_fee_min", "provider_bond_min")
     }
 
 
@@ -208,10 +220,15 @@ def test_every_method_names_its_missing_and_unknown_parameters(client: Client, m
         assert error.data == {"param": params[0].name, "expected": params[0].expected}
 
 
-@pytest.mark.parametrize("bad", ["AB" * 32, "ab" * 31, "ab" * 33, "zz" * 32, "0x" + "ab" * 31, 5, None, ["ab" * 32], "ａｂ" * 16])
+@pytest.mark.parametrize(
+    "bad", ["AB" * 32, "ab" * 31, "ab" * 33, "zz" * 32, "0x" + "ab" * 31, 5, None, ["ab" * 32], "ａｂ" * 16]
+)
 def test_identities_are_exactly_64_lowercase_hex_digits(client: Client, bad: object) -> None:
     error = refusal(client, "adapter", id=bad)
-    assert (error.code, error.data) == (Code.INVALID_PARAMS, {"param": "id", "expected": "64 lowercase hex digits"})
+    assert (error.code, error.data) == (
+        Code.INVALID_PARAMS,
+        {"param": "id", "expected": "64 lowercase hex digits"},
+    )
 
 
 @pytest.mark.parametrize("bad", [-1, 2**63, True, 1.0, "1", None])
@@ -245,7 +262,13 @@ def test_submitting_twice_gives_the_same_hash_and_one_transaction() -> None:
 
 
 def _signed(world: World, **changes: int | bytes) -> bytes:
-    fields: dict[str, int | bytes] = {"chain_id": world.chain, "nonce": 0, "fee": 10**9, "valid_until": 50, **changes}
+    fields: dict[str, int | bytes] = {
+        "chain_id": world.chain,
+        "nonce": 0,
+        "fee": 10**9,
+        "valid_until": 50,
+        **changes,
+    }
     return encode_transaction(sign_transaction(seed("ann"), body=Transfer(address("ben"), 1), **fields))  # type: ignore[arg-type]
 
 
@@ -268,7 +291,9 @@ def test_refused_transactions_say_why_and_change_nothing() -> None:
         for raw, code in cases:
             error = refusal(client, "tx_submit", tx=raw.hex())
             assert (error.code, error.data["code"]) == (Code.TRANSACTION_REFUSED, code), code
-        assert refusal(client, "tx_submit", tx=_signed(world, nonce=99).hex()).data["fields"]["expected"] == "0"
+        assert (
+            refusal(client, "tx_submit", tx=_signed(world, nonce=99).hex()).data["fields"]["expected"] == "0"
+        )
         assert client.status() == before
 
 

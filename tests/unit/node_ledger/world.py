@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from consensus.crypto import Verifier, public_key
 from consensus.digest import digest
@@ -37,6 +37,7 @@ from node.ledger.state import (
     PROVIDER,
     Account,
     Inference,
+    InferenceStatus,
     Provider,
     ValidatorEntry,
     get_account,
@@ -57,12 +58,12 @@ STAKE = 1_000 * OPEN
 BALANCE = 10_000 * OPEN
 PARAMS = Params(
     audit_probability_ppb=10**9,
-    reveal_window_heights=3,
-    reveal_window_ms=3_000,
-    commit_window_heights=3,
-    commit_window_ms=3_000,
-    open_window_heights=3,
-    open_window_ms=3_000,
+    reveal_window_heights=6,
+    reveal_window_ms=6_000,
+    commit_window_heights=6,
+    commit_window_ms=6_000,
+    open_window_heights=6,
+    open_window_ms=6_000,
     artefact_window_heights=5,
     artefact_window_ms=5_000,
 )
@@ -236,10 +237,8 @@ class World:
         self.accept("provider", ProviderBond(self.params.provider_bond_min, "serves"))
         return adapter
 
-    def voucher(
-        self, adapter: bytes, sequence: int = 1, fee: int = OPEN, **overrides: int | bytes
-    ) -> Voucher:
-        voucher = Voucher(
+    def voucher(self, adapter: bytes, sequence: int = 1, fee: int = OPEN) -> Voucher:
+        return Voucher(
             self.chain,
             address("user"),
             address("provider"),
@@ -250,7 +249,6 @@ class World:
             fee,
             self.height + 50,
         )
-        return replace(voucher, **overrides)  # type: ignore[arg-type]
 
     def record_body(self, voucher: Voucher) -> InferenceRecord:
         signature = sign_voucher(seed("user"), voucher)
@@ -301,11 +299,16 @@ class World:
         self.block(
             *[self.tx(name, self.commit_body(inference, answer, name)) for name, answer in answers.items()]
         )
-        for _ in range(8):
-            if self.inference(inference).commitments and self.inference(inference).status == 5:
-                break
-            self.block()
+        self.until(inference, InferenceStatus.OPENING)
         self.block(*[self.tx(name, answer) for name, answer in answers.items()])
+
+    def until(self, inference: bytes, status: InferenceStatus) -> None:
+        """Empty blocks until the inference is there, at most forty."""
+        for _ in range(40):
+            if self.inference(inference).status == status:
+                return
+            self.block()
+        raise AssertionError(f"still {InferenceStatus(self.inference(inference).status).name}")
 
     # --- looking ---
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHAIN = bytes(range(32))
 UNKNOWN_PORT = 1  # for peers that dial us and are never dialled
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 
 T = TypeVar("T")
 

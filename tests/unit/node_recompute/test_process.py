@@ -1,0 +1,195 @@
+"""The worker process from the daemon's side, with small real processes in the worker's place."""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from node.recompute import process as worker_process
+from node.recompute.jobs import (
+    AuditDone,
+    AuditJob,
+    IndexBuilt,
+    IndexJob,
+    JobRefused,
+    WorkerProtocolError,
+    pack_frame,
+    parse_job,
+    parse_result,
+)
+from node.recompute.process import RecomputeProcess, WorkerBusy
+
+JOB = IndexJob("base", "adapter", b"h" * 32, ("records",), "index")
+AUDIT = AuditJob(
+    "base", "adapter", b"h" * 32, "index", b"r" * 32, ((b"o" * 32, 3),), (1, 2), (3, 4, 5), 16, 100_000
+)
+
+ANSWER = """
+import os, sys
+from node.recompute.jobs import IndexBuilt, pack_frame, read_frame
+while read_frame(sys.stdin.buffer) is not None:
+    sys.stdout.buffer.write(pack_frame(IndexBuilt(os.getpid().to_bytes(4, "big"), 7).fields()))
+    sys.stdout.buffer.flush()
+"""
+CRASH_ONCE = (
+    """
+import pathlib, sys
+mark = pathlib.Path(sys.argv[1])
+if not mark.exists():
+    mark.touch()
+    sys.stdin.buffer.read(8)
+    sys.exit(3)
+"""
+    + ANSWER
+)
+CRASH_ALWAYS = "import sys; sys.stdin.buffer.read(8); sys.exit(3)"
+GARBAGE = "import sys; sys.stdin.buffer.read(8); sys.stdout.buffer.write(b'\\xff' * 64)"
+
+
+@pytest.fixture(autouse=True)
+def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "RESTART_DELAY_S_MIN", 0.01)
+    monkeypatch.setattr(worker_process, "RESTART_DELAY_S_MAX", 0.02)
+
+
+def run(script: str, *arguments: str, body: Callable[[RecomputeProcess], object]) -> object:
+    async def main() -> object:
+        worker = RecomputeProcess([sys.executable, "-c", script, *arguments])
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.run)
+                result = await body(worker)  # type: ignore[misc]
+                nursery.cancel_scope.cancel()
+        return result
+
+    return trio.run(main)
+
+
+def submit_one(worker: RecomputeProcess) -> object:
+    return worker.submit(JOB)
+
+
+@pytest.mark.parametrize("job", [JOB, AUDIT])
+def test_a_job_survives_its_frame(job: IndexJob | AuditJob) -> None:
+    assert parse_job(pack_frame(job.fields())[4:]) == job
+
+
+@pytest.mark.parametrize(
+    "result", [IndexBuilt(b"r" * 32, 3), AuditDone(0, b"h" * 32, ((b"o" * 32, 10**9),)), JobRefused("why")]
+)
+def test_a_result_survives_its_frame(result: IndexBuilt | AuditDone | JobRefused) -> None:
+    assert parse_result(pack_frame(result.fields())[4:]) == result
+
+
+def test_what_is_no_job_and_no_result_is_refused() -> None:
+    frame = pack_frame(["other", 1])[4:]
+    with pytest.raises(WorkerProtocolError):
+        parse_job(frame)
+    with pytest.raises(WorkerProtocolError):
+        parse_result(frame)
+
+
+def test_jobs_are_answered_by_one_process_in_turn() -> None:
+    async def three(worker: RecomputeProcess) -> set[object]:
+        return {await worker.submit(JOB) for _ in range(3)}
+
+    assert len(run(ANSWER, body=three)) == 1  # type: ignore[arg-type]
+
+
+def test_a_crash_costs_one_try_and_the_job_is_done_by_the_next_process(tmp_path: Path) -> None:
+    result = run(CRASH_ONCE, str(tmp_path / "mark"), body=submit_one)
+    assert isinstance(result, IndexBuilt)
+
+
+@pytest.mark.parametrize("script", [CRASH_ALWAYS, GARBAGE])
+def test_a_job_that_kills_every_process_is_refused_in_the_end(script: str) -> None:
+    result = run(script, body=submit_one)
+    assert result == JobRefused("the worker died 3 times over this job")
+
+
+def test_too_many_waiting_jobs_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "JOBS_WAITING_MAX", 1)
+
+    async def main() -> None:
+        worker = RecomputeProcess([sys.executable, "-c", ANSWER])  # never run: nothing takes jobs
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.submit, JOB)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(WorkerBusy):
+                await worker.submit(JOB)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_cancelling_the_daemon_ends_the_process_at_once() -> None:
+    stubborn = "import sys, time\nsys.stdout.buffer.write(b'')\nwhile True: sys.stdin.buffer.read(1); pass"
+    seen: list[int] = []
+
+    async def main() -> None:
+        worker = RecomputeProcess([sys.executable, "-c", stubborn])
+        original = trio.lowlevel.open_process
+
+        async def remember(*arguments: object, **options: object) -> trio.Process:
+            child = await original(*arguments, **options)  # type: ignore[arg-type]
+            seen.append(child.pid)
+            return child
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trio.lowlevel, "open_process", remember)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.run)
+                nursery.start_soon(partial(worker.submit, JOB))
+                while not seen:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.cancel_scope.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_process, "STOP_GRACE_S", 0.1)
+        trio.run(main)
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0], 0)
+
+
+def test_a_worker_outlives_the_thread_that_started_it_but_not_its_daemon(tmp_path: Path) -> None:
+    """A worker once asked the kernel to be killed with its parent, and died with trio's idle thread instead."""
+    script = tmp_path / "daemon.py"
+    script.write_text(
+        "import subprocess, sys, threading\n"
+        "started = []\n"
+        "def start():\n"
+        "    started.append(subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE))\n"
+        "thread = threading.Thread(target=start); thread.start(); thread.join()\n"
+        "print(started[0].pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    loop = (
+        "import sys, threading, time\n"
+        "from node.recompute.worker import serve\n"
+        "class Idle:\n"
+        "    def perform(self, job): raise AssertionError\n"
+        "serve(sys.stdin.buffer, sys.stdout.buffer, Idle())\n"
+    )
+
+    async def main() -> None:
+        daemon = await trio.lowlevel.open_process([sys.executable, str(script), loop], stdin=-1, stdout=-1)
+        assert daemon.stdout is not None
+        pid = int(await daemon.stdout.receive_some(64))
+        with trio.fail_after(30):
+            alive = True
+            for _ in range(20):
+                os.kill(pid, 0)
+                await trio.sleep(0.05)
+            daemon.kill()
+            await daemon.wait()
+            while alive:
+                status = Path(f"/proc/{pid}/stat")
+                alive = status.exists() and status.read_text().split()[2] != "Z"
+                await trio.sleep(0.02)
+
+    trio.run(main)
