@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from attribution.errors import BadAdapter
-from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
 from attribution.linear import Lora
+from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
 from attribution.tensor_hash import tensor_bytes, tensors_digest
 
 PREFIX = "base_model.model."
@@ -55,11 +55,13 @@ class Adapter:
                 if x.dtype != torch.float32 or x.dim() != 2 or x.shape[axis] != self.rank:
                     raise BadAdapter(f"{m.name} has a factor {x.dtype} {tuple(x.shape)} for rank {self.rank}")
                 if x.numel() == 0 or not bool(x.abs().max() < VALUE_MAX):
-                    raise BadAdapter(f"{m.name} has an empty factor or a value that is not finite or too large")
+                    raise BadAdapter(
+                        f"{m.name} has an empty factor or a value that is not finite or too large"
+                    )
 
     @property
     def scale(self) -> float:
-        """s = alpha / rank, which multiplies u = A x as a binary32 number."""
+        """S = alpha / rank, which multiplies u = A x as a binary32 number."""
         return self.alpha / self.rank
 
     def tensors(self) -> dict[str, Tensor]:
@@ -102,28 +104,31 @@ def check_fits(adapter: Adapter, base: Base) -> None:
 def bind(adapter: Adapter, base: Base) -> list[tuple[Lora | None, ...]]:
     """Quantise the factors for use: per layer and group of GROUPS, the Lora beside it or None. Raises BadAdapter."""
     check_fits(adapter, base)
-    return bind_factors({m.name: (m.a, m.b.t().contiguous()) for m in adapter.modules}, adapter.scale, base)
-
-
-def bind_factors(
-    factors: Mapping[str, tuple[Tensor, Tensor]], scale: float, base: Base
-) -> list[tuple[Lora | None, ...]]:
-    """`bind` for factors that fit: module name to (a (r, in), b transposed (r, out))."""
+    by_name = {m.name: m for m in adapter.modules}
     out = []
     for i, layer in enumerate(base.layers):
         row: list[Lora | None] = []
         for group, frozen in zip(GROUPS, layer.groups, strict=True):
-            chosen, spans, start = [], [], 0
-            for p in group:
-                stop = start + projection_shape(base.config, p)[0]
-                pair = factors.get(module_name(i, p))
-                if pair is not None:
-                    chosen.append(pair)
-                    spans.append((start, stop))
-                start = stop
-            row.append(Lora(chosen, spans, scale, frozen) if chosen else None)
+            chosen = [by_name[name] for p in group if (name := module_name(i, p)) in by_name]
+            if chosen:
+                a, b = torch.cat([m.a for m in chosen]), torch.cat([m.b for m in chosen]).t().contiguous()
+                spans = group_spans(base, i, group, {m.name for m in chosen})
+                row.append(Lora(a, b, spans, adapter.scale, frozen))
+            else:
+                row.append(None)
         out.append(tuple(row))
     return out
+
+
+def group_spans(base: Base, layer: int, group: tuple[str, ...], names: set[str]) -> list[tuple[int, int]]:
+    """Output columns, within their group, of the modules of `group` that are in `names`."""
+    spans, start = [], 0
+    for p in group:
+        stop = start + projection_shape(base.config, p)[0]
+        if module_name(layer, p) in names:
+            spans.append((start, stop))
+        start = stop
+    return spans
 
 
 def adapter_to_bytes(adapter: Adapter) -> bytes:
@@ -143,7 +148,9 @@ def adapter_to_bytes(adapter: Adapter) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(chunks)
 
 
-def adapter_from_bytes(data: bytes, device: str | torch.device = "cpu", bytes_max: int = BYTES_MAX) -> Adapter:
+def adapter_from_bytes(
+    data: bytes, device: str | torch.device = "cpu", bytes_max: int = BYTES_MAX
+) -> Adapter:
     """Read what `adapter_to_bytes` wrote; any other bytes are refused with BadAdapter.
 
     Only the canonical form passes, so an adapter's bytes and its hash determine each other.
@@ -198,8 +205,17 @@ def _small_int(text: object) -> int:
 
 def _tensor(name: str, entry: object, body: bytes) -> Tensor:
     match entry:
-        case {"dtype": "F32", "shape": [int() as rows, int() as columns], "data_offsets": [int() as i, int() as j]}:
-            if 0 < rows <= 1 << 18 and 0 < columns <= 1 << 18 and 0 <= i <= j <= len(body) and j - i == 4 * rows * columns:
+        case {
+            "dtype": "F32",
+            "shape": [int() as rows, int() as columns],
+            "data_offsets": [int() as i, int() as j],
+        }:
+            if (
+                0 < rows <= 1 << 18
+                and 0 < columns <= 1 << 18
+                and 0 <= i <= j <= len(body)
+                and j - i == 4 * rows * columns
+            ):
                 array = np.frombuffer(body[i:j], dtype="<f4").astype(np.float32)
                 return torch.from_numpy(array).view(rows, columns)
     raise BadAdapter(f"the entry of {name[:80]!r} is malformed")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attribution.exact.elementary import exp_
 from attribution.exact.quantisation import Block, to_grid
-from attribution.exact.reductions import fsum
+from attribution.exact.reductions import fsum, grid_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,10 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the backward pass of one sequence needs: heads, p (Hk, M, T), den (Hk, M, 1), o (Hk, M, width)."""
+    """What the backward pass of one sequence needs: p (Hk, M, T), den (Hk, M, 1), o (Hk, M, width).
+
+    Of `heads.value` only the values' part is kept.
+    """
 
     heads: Heads
     p: Tensor
@@ -67,7 +70,7 @@ def weigh(p: Tensor, v: Tensor, v_scale: Tensor, wide: Tensor) -> tuple[Tensor, 
     `wide` is a float64 buffer of p's shape. Each key's power of two is folded into p before p is quantised along
     keys; den is the sum of p on the grid 2^-30; o = fl32(sum) / den.
     """
-    den = wide.copy_(torch.mul(p, 2.0**30).round_()).sum(-1, keepdim=True).mul_(2.0**-30).float()
+    den = grid_sum(p, wide).float()
     q, scale = to_grid(p * v_scale)
     o = torch.bmm(v.transpose(1, 2), wide.copy_(q).transpose(1, 2)).transpose(1, 2)
     out = torch.empty(o.shape, dtype=torch.float32, device=p.device)
@@ -92,7 +95,7 @@ def attend(qkv: Block, heads: int, kv: int, mask: CausalMask, out: Tensor, save:
     p = probabilities(scores, mask.bias[:t, :t], mask.keep[:t, :t]).view(kv, m, t)
     o, den = weigh(p, h.q64[heads + kv :], h.scale[heads + kv :].transpose(1, 2), wide)
     out.copy_(o.view(heads, t, width).transpose(0, 1))
-    return Saved(h, p, den, o) if save else None
+    return Saved(Heads(h.q64, h.scale, h.value[heads + kv :]), p, den, o) if save else None
 
 
 def attend_backward(do: Tensor, saved: Saved, heads: int, kv: int, out: Tensor) -> None:
@@ -102,12 +105,14 @@ def attend_backward(do: Tensor, saved: Saved, heads: int, kv: int, out: Tensor) 
     grad = do.transpose(0, 1).reshape(kv, m, width).div_(saved.den)
     block = Block.of(grad)
     value = block.q64 * block.scale64
-    wide = torch.bmm(value, h.value[heads + kv :].transpose(1, 2))
+    wide = torch.bmm(value, h.value.transpose(1, 2))
     ds = wide.float().sub_(fsum(grad * saved.o).float()).mul_(p)
     q, scale = to_grid(ds * h.scale[heads : heads + kv].transpose(1, 2))
     keys = h.q64[heads : heads + kv].transpose(1, 2)
     dq = torch.bmm(keys, wide.copy_(q).transpose(1, 2)).mul_(scale.double().transpose(1, 2))
-    out[:, :heads].view(t, kv, heads // kv, width).copy_(dq.view(kv, width, heads // kv, t).permute(3, 0, 2, 1))
+    out[:, :heads].view(t, kv, heads // kv, width).copy_(
+        dq.view(kv, width, heads // kv, t).permute(3, 0, 2, 1)
+    )
     dk = _over_queries(ds.mul_(h.scale[:heads].view(kv, m, 1)), h.q64[:heads].view(kv, m, width), wide)
     out[:, heads : heads + kv] = dk.permute(2, 0, 1)
     dv = _over_queries(p * block.scale, block.q64, wide)

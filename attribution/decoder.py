@@ -67,7 +67,6 @@ class LayerTape:
     gate: Tensor | None = None
     up: Tensor | None = None
     sigmoid: Tensor | None = None
-    silu: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +89,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tenso
 
 
 def rms_norm_backward(dy: Tensor, weight: Tensor, saved: tuple[Tensor, Tensor]) -> Tensor:
-    """dx = (dy w - x_hat mean(dy w x_hat)) * inverse."""
+    """Dx = (dy w - x_hat mean(dy w x_hat)) * inverse."""
     x_hat, inverse = saved
     u = dy * weight
     s = fsum(u * x_hat).div_(float(u.shape[-1])).float()
@@ -128,16 +127,21 @@ def feed_forward(
     wide = linear(layer.groups[2], loras[2], y, tape)
     gate, up = wide[:, : base.config.intermediate_size], wide[:, base.config.intermediate_size :]
     s = sigmoid(gate.contiguous())
-    silu = gate * s
-    out = linear(layer.groups[3], loras[3], silu * up, tape)
+    out = linear(layer.groups[3], loras[3], (gate * s).mul_(up), tape)
     if tape is not None:
         tape.norms.append(norm)
-        tape.gate, tape.up, tape.sigmoid, tape.silu = gate, up, s, silu
+        tape.gate, tape.up, tape.sigmoid = gate, up, s
     return out
 
 
 def project(
-    base: Base, i: int, loras: tuple[Lora | None, ...], x: Tensor, cos: Tensor, sin: Tensor, tape: LayerTape | None
+    base: Base,
+    i: int,
+    loras: tuple[Lora | None, ...],
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    tape: LayerTape | None,
 ) -> Tensor:
     """Layer i's queries (scaled by fl32(width^-1/2)), keys and values: (rows, H + 2 Hk, width)."""
     c, layer = base.config, base.layers[i]
@@ -263,8 +267,8 @@ def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit
 def _feed_forward_backward(
     base: Base, i: int, bound: Bound, record: LayerTape, dx: Tensor, visit: Visit
 ) -> Tensor:
-    gate, up, s, silu = record.gate, record.up, record.sigmoid, record.silu
-    if gate is None or up is None or s is None or silu is None:
+    gate, up, s = record.gate, record.up, record.sigmoid
+    if gate is None or up is None or s is None:
         raise BadTokens("the forward pass was not saved")
     dm = linear_backward(base, i, 3, bound, record.linears[3], dx, visit)
     f = base.config.intermediate_size
@@ -272,7 +276,7 @@ def _feed_forward_backward(
     # silu' = s (1 + gate (1 - s))
     slope = torch.sub(1.0, s).mul_(gate).add_(1.0).mul_(s)
     torch.mul(dm * up, slope, out=dy[:, :f])
-    torch.mul(dm, silu, out=dy[:, f:])
+    torch.mul(dm, gate * s, out=dy[:, f:])
     dy = linear_backward(base, i, 2, bound, record.linears[2], dy, visit)
     return rms_norm_backward(dy, base.layers[i].norms[1], record.norms[1])
 

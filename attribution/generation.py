@@ -89,7 +89,9 @@ def _attend_cached(new: Heads, heads: int, cache: LayerCache, start: int) -> Ten
     return o.view(heads, rows, width).transpose(0, 1).reshape(rows, heads * width)
 
 
-def generate(base: Base, adapter: Adapter | None, prompt_ids: Sequence[int], new_tokens_max: int) -> list[int]:
+def generate(
+    base: Base, adapter: Adapter | None, prompt_ids: Sequence[int], new_tokens_max: int
+) -> list[int]:
     """Greedy continuation of BOS + prompt_ids: at most new_tokens_max ids, without the EOS that may end it.
 
     The likeliest token is taken, the lowest id among equals. Raises ContextTooLong if BOS + prompt + new_tokens_max

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from attribution.adapter import Adapter, bind
-from attribution.decoder import Visited, backward, check_ids, cross_entropy, forward, head, no_adapter
+from attribution.decoder import Bound, Visited, backward, check_ids, cross_entropy, forward, head, no_adapter
 from attribution.errors import BadTokens
-from attribution.model import GROUPS, Base, module_name
+from attribution.heap import keep_heap
+from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
 
 # Rows run together; bounds memory, changes no bit.
-ROWS_MAX = 2048
+ROWS_MAX = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def factors(base: Base, adapter: Adapter, examples: Sequence[Example]) -> Factor
     Raises BadTokens (ids outside the vocabulary, an example without a counted token, no examples),
     ContextTooLong, BadAdapter, NotRepresentable.
     """
+    keep_heap()
     bound = bind(adapter.to(base.device), base)
     pieces = []
     start = 0
@@ -82,7 +84,9 @@ def factors(base: Base, adapter: Adapter, examples: Sequence[Example]) -> Factor
         start = stop
     names = [m.name for m in pieces[0][0]]
     modules = tuple(
-        ModuleFactors(name, *(_join([getattr(p[0][i], part) for p in pieces]) for part in ("x", "u", "dz", "dh")))
+        ModuleFactors(
+            name, *(_join([getattr(p[0][i], part) for p in pieces]) for part in ("x", "u", "dz", "dh"))
+        )
         for i, name in enumerate(names)
     )
     spans, row = [], 0
@@ -127,33 +131,27 @@ def _prepare(base: Base, examples: Sequence[Example]) -> tuple[list[list[int]], 
     )
 
 
-def _run(
-    base: Base, bound: list[tuple[object, ...]], examples: Sequence[Example]
-) -> tuple[list[ModuleFactors], list[int]]:
+def _run(base: Base, bound: Bound, examples: Sequence[Example]) -> tuple[list[ModuleFactors], list[int]]:
     inputs, targets, weights = _prepare(base, examples)
-    hidden, tape = forward(base, bound, inputs, save=True)  # type: ignore[arg-type]
+    hidden, tape = forward(base, bound, inputs, save=True)
     loss = cross_entropy(head(base, hidden), targets, weights)
     found: dict[str, ModuleFactors] = {}
 
     def visit(v: Visited) -> None:
+        x, u, dh = v.x + 0.0, _rows(v.u), _rows(v.dh)
+        outs = {span: j for j, span in enumerate(v.lora.spans)}
         start = 0
-        adapted = iter(enumerate(v.lora.spans))
-        j, span = next(adapted)
         for p in GROUPS[v.group]:
             name = module_name(v.layer, p)
-            stop = start + base.tensors[f"{name}.e"].shape[0]
-            if span == (start, stop):
-                c = slice(j * v.lora.rank, (j + 1) * v.lora.rank)
-                found[name] = ModuleFactors(
-                    name, v.x + 0.0, _rows(v.u[c]), v.dy[:, start:stop] + 0.0, _rows(v.dh[c])
-                )
-                j, span = next(adapted, (j, (-1, -1)))
+            stop = start + projection_shape(base.config, p)[0]
+            if (start, stop) in outs:
+                c = slice(outs[start, stop] * v.lora.rank, (outs[start, stop] + 1) * v.lora.rank)
+                dz = v.dy[:, start:stop] + 0.0
+                found[name] = ModuleFactors(name, x, u[:, c].contiguous(), dz, dh[:, c].contiguous())
             start = stop
 
-    backward(base, bound, tape, loss.gradient, visit)  # type: ignore[arg-type]
-    order = [
-        module_name(i, p) for i in range(base.config.num_hidden_layers) for group in GROUPS for p in group
-    ]
+    backward(base, bound, tape, loss.gradient, visit)
+    order = [module_name(i, p) for i in range(base.config.num_hidden_layers) for p in PROJECTIONS]
     per_example, row = [], 0
     for ids in inputs:
         per_example.append(int(loss.tokens[row : row + len(ids)].sum()))

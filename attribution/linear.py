@@ -112,38 +112,41 @@ def _int8_sum(q: Tensor, weights: Tensor) -> Tensor:
 class Lora:
     """The adapter's factors for the modules of one group, quantised for each contraction they take part in.
 
+    a (modules * r, in) stacks the modules' A; b (r, out of the adapted modules) holds their B transposed, side by side.
     `spans` are the modules' output columns within the group. The scale s = alpha / r, as binary32, multiplies u = A x.
     Everything of rank width is kept with the rank first, (modules * r, rows): narrow binary64 products run twice
-    as fast that way. B is taken transposed, (r, out), for the same reason.
+    as fast that way.
     """
 
     def __init__(
-        self, factors: list[tuple[Tensor, Tensor]], spans: list[tuple[int, int]], scale: float, base: Frozen
+        self, a: Tensor, b: Tensor, spans: list[tuple[int, int]], scale: float, base: Frozen
     ) -> None:
         self.spans = spans
-        self.scale = scale
-        self.rank = factors[0][0].shape[0]
-        self.unscale64 = base.unscale.double()
-        self.covers_all = sum(j - i for i, j in spans) == base.q.shape[0]
-        a = torch.cat([a for a, _ in factors])
+        self.rank = b.shape[0]
+        self.packed = pack(spans)
+        self.covers_all = b.shape[1] == base.q.shape[0]
+        self.scale = torch.tensor(scale, dtype=torch.float32)
+        unscale = base.unscale if self.covers_all else torch.cat([base.unscale[i:j] for i, j in spans])
+        self.unscale64 = unscale.double()
         self.a_rows = value64(a, 1)
         self.a_columns = value64(a, 0)
-        self.b_rows = [value64(b, 0) for _, b in factors]
-        self.b_columns = [value64(b * base.unscale[i:j], 1) for (_, b), (i, j) in zip(factors, spans, strict=True)]
+        self.b_rows = value64(b, 0)
+        scaled = b * unscale
+        self.b_columns = [value64(scaled[:, i:j], 1) for i, j in self.packed]
 
     def forward(self, x: Block, y: Tensor) -> tuple[Tensor, Tensor]:
         """Add B (s u) to y (M, N) in place; returns (u, h), u = A x and h = s u, float32 (modules * r, M)."""
         u = torch.mm(self.a_rows, x.q64.t()).mul_(x.scale64.t()).float()
         h = u * self.scale
         rows = value64(h.view(-1, self.rank, h.shape[1]), 1)
+        wide = torch.empty(y.shape[0], self.b_rows.shape[1], dtype=torch.float64, device=y.device)
+        for j, (start, stop) in enumerate(self.packed):
+            torch.mm(rows[j].t(), self.b_rows[:, start:stop], out=wide[:, start:stop])
         if self.covers_all:
-            wide = torch.empty(y.shape, dtype=torch.float64, device=y.device)
-            for j, (start, stop) in enumerate(self.spans):
-                torch.mm(rows[j].t(), self.b_rows[j], out=wide[:, start:stop])
             y.add_(wide.float())
         else:
-            for j, (start, stop) in enumerate(self.spans):
-                y[:, start:stop].add_(torch.mm(rows[j].t(), self.b_rows[j]).float())
+            for (start, stop), (i, k) in zip(self.packed, self.spans, strict=True):
+                y[:, i:k].add_(wide[:, start:stop].float())
         return u, h
 
     def backward(self, dy: Block, dx: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,29 +164,28 @@ class Lora:
         return g, gs
 
 
-class Contraction:
-    """The parameter gradients of one group over one example's tokens: dA = (s g)^T x and dB^T = (s u)^T dy.
+def pack(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans moved side by side from 0."""
+    out, at = [], 0
+    for i, j in spans:
+        out.append((at, at + j - i))
+        at += j - i
+    return out
 
-    The contraction runs over tokens, so each token's power of two is folded into the narrow operand, which is
-    then quantised along tokens (docs/exact-arithmetic.md, "Folding"). `a` and `b` give the exact real sums times
-    2^bits as float64 (r, in) and (r, out): the caller rounds them to integers.
+
+def contract(lora: Lora, x: Block, h: Tensor, dy: Block, gs: Tensor) -> tuple[Tensor, Tensor]:
+    """Parameter gradients of one group over all rows: dA = (s g)^T x (modules * r, in), dB^T = (s u)^T dy (r, out).
+
+    float32, each the exact real sum rounded once. The contraction runs over tokens, so each token's power of two is
+    folded into the narrow operand, which is then quantised along tokens (docs/exact-arithmetic.md, "Folding"). Rows
+    may come in any order, and shards may be summed as integers once they agree on the maxima.
     """
-
-    def __init__(self, lora: Lora, x: Block, h: Tensor, dy: Block, gs: Tensor, rows: slice, bits: int) -> None:
-        self.lora = lora
-        self.x64, self.dy64 = x.q64[rows], dy.q64[rows]
-        qa, sa = to_grid(gs[:, rows] * x.scale[rows].t())
-        qb, sb = to_grid(h[:, rows] * dy.scale[rows].t())
-        self.qa, self.sa = qa.double(), sa.double().mul_(2.0**bits)
-        self.qb, self.sb = qb.double(), sb.double().mul_(2.0**bits)
-
-    def a(self) -> Tensor:
-        """All modules' dA, stacked (modules * r, in)."""
-        return torch.mm(self.qa, self.x64).mul_(self.sa)
-
-    def b(self, j: int) -> Tensor:
-        """Module j's dB, transposed (r, out)."""
-        start, stop = self.lora.spans[j]
-        c = slice(j * self.lora.rank, (j + 1) * self.lora.rank)
-        db = torch.mm(self.qb[c], self.dy64[:, start:stop])
-        return db.mul_(self.sb[c]).mul_(self.lora.unscale64[start:stop])
+    q, scale = to_grid(torch.cat([gs * x.scale.t(), h * dy.scale.t()]))
+    q64, scale64 = q.double(), scale.double()
+    width = lora.rank * len(lora.spans)
+    da = torch.mm(q64[:width], x.q64).mul_(scale64[:width]).float()
+    db = torch.empty(lora.rank, lora.unscale64.shape[0], dtype=torch.float64, device=q.device)
+    for j, ((i, k), (first, last)) in enumerate(zip(lora.spans, lora.packed, strict=True)):
+        rows = slice(width + j * lora.rank, width + (j + 1) * lora.rank)
+        torch.mm(q64[rows], dy.q64[:, i:k], out=db[:, first:last]).mul_(scale64[rows])
+    return da, db.mul_(lora.unscale64).float()

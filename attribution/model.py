@@ -74,7 +74,7 @@ def norm_names(config: ModelConfig) -> list[str]:
 
 
 def tensor_specs(config: ModelConfig) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """dtype and shape of every tensor of a base."""
+    """Dtype and shape of every tensor of a base."""
     specs: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, shape in weight_shapes(config).items():
         specs[f"{name}.q"] = (torch.int8, shape)
@@ -160,7 +160,7 @@ class Base:
 
 
 def rope_tables(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i/head_dim), in binary64 by our polynomials, rounded to binary32."""
+    """Cos and sin of position * theta^(-2i/head_dim), in binary64 by our polynomials, rounded to binary32."""
     half = config.head_dim // 2
     i = torch.arange(half, dtype=torch.float64, device=device)
     theta = torch.tensor(float(config.rope_theta), dtype=torch.float64, device=device)

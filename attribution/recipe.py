@@ -19,9 +19,8 @@ _BOUNDS = {
     "grad_clip_micro": (0, 1000 * MICRO),
     "warmup_steps": (0, 1_000_000),
     "decay_floor_micro": (0, MICRO),
-    "batch_size": (1, 4096),
+    "batch_size": (1, 1024),
     "epochs": (1, 10_000),
-    "gradient_bits": (0, 48),
     "seed": (0, (1 << 63) - 1),
     "context_tokens_max": (2, 1 << 17),
 }
@@ -34,8 +33,7 @@ class Recipe:
 
     AdamW's epsilon is 2^eps_exponent (2^-27 is about 7.5e-9). grad_clip_micro = 0 means no clipping. The schedule
     "linear" warms up over `warmup_steps`, then falls linearly to zero at the last step, but not below
-    decay_floor_micro of the peak; "constant" only warms up. Examples' gradients are summed as integers on the grid
-    2^-gradient_bits. context_tokens_max counts BOS and EOS; a longer
+    decay_floor_micro of the peak; "constant" only warms up. context_tokens_max counts BOS and EOS; a longer
     record is refused, never cut. The defaults are the development network's recipe.
     """
 
@@ -52,7 +50,6 @@ class Recipe:
     decay_floor_micro: int = 50_000
     batch_size: int = 8
     epochs: int = 16
-    gradient_bits: int = 32
     seed: int = 0
     context_tokens_max: int = 512
     schedule: str = "linear"
@@ -65,7 +62,11 @@ class Recipe:
         if self.schedule not in SCHEDULES:
             raise BadRecipe(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
         modules = self.target_modules
-        if type(modules) is not tuple or not modules or modules != tuple(p for p in PROJECTIONS if p in modules):
+        if (
+            type(modules) is not tuple
+            or not modules
+            or modules != tuple(p for p in PROJECTIONS if p in modules)
+        ):
             raise BadRecipe(f"target_modules must be a non-empty tuple out of {PROJECTIONS}, in that order")
 
     def to_fields(self) -> tuple[int | str | tuple[str, ...], ...]:

@@ -14,22 +14,20 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from attribution.adapter import Adapter, LoraModule, bind_factors
+from attribution.adapter import Adapter, LoraModule, group_spans
 from attribution.decoder import Bound, Visited, backward, check_ids, cross_entropy, forward, head
 from attribution.errors import BadTokens, ContextTooLong
 from attribution.exact.bits import exponent_of, row_power
 from attribution.exact.elementary import sqrt
 from attribution.exact.random import permutation, uniform_floats
 from attribution.exact.reductions import SQUARE_BITS, round_to
-from attribution.linear import Contraction
-from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
+from attribution.heap import keep_heap
+from attribution.linear import Lora, contract, pack
+from attribution.model import GROUPS, Base, module_name
 from attribution.recipe import MICRO, Recipe
 
 # 2^12 squares of 20-bit integers stay below 2^53.
 _SQUARES_PER_ROW = 4096
-_EXAMPLE_LIMIT = 2.0**40
-# Rows run together: enough to hide the cost of calls, few enough for activations to stay in the cache. No bit changes.
-ROWS_MAX = 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,65 +40,73 @@ class Progress:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class GroupPlace:
+    """Where one adapted group's factors lie in the flat vector: a (modules * r, in), then b (r, outs side by side)."""
+
+    layer: int
+    group: int
+    names: tuple[str, ...]
+    spans: list[tuple[int, int]]
+    at: int
+    width: int
+
+
 class Parameters:
-    """All factors of an adapter in one flat float32 vector, in model order: a (r, in), then b transposed (r, out)."""
+    """All factors of an adapter in one flat float32 vector, group after group in model order (see GroupPlace)."""
 
     def __init__(self, base: Base, recipe: Recipe) -> None:
-        self.shapes: dict[str, tuple[int, int]] = {}
-        for i in range(base.config.num_hidden_layers):
-            for p in PROJECTIONS:
-                if p in recipe.target_modules:
-                    self.shapes[module_name(i, p)] = projection_shape(base.config, p)
-        self.recipe = recipe
-        self.flat = torch.zeros(recipe.rank * sum(map(sum, self.shapes.values())), device=base.device)
+        self.base, self.recipe, self.places = base, recipe, list[GroupPlace]()
+        at = 0
+        for layer in range(base.config.num_hidden_layers):
+            for index, group in enumerate(GROUPS):
+                names = tuple(module_name(layer, p) for p in group if p in recipe.target_modules)
+                if names:
+                    spans = group_spans(base, layer, group, set(names))
+                    width = base.layers[layer].groups[index].q.shape[1]
+                    self.places.append(GroupPlace(layer, index, names, spans, at, width))
+                    at += recipe.rank * (width * len(names) + sum(j - i for i, j in spans))
+        self.flat = torch.zeros(at, device=base.device)
 
-    def views(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """(a, b transposed) of each module as views of a vector laid out like `flat`."""
-        r, at = self.recipe.rank, 0
-        out = {}
-        for name, (rows, columns) in self.shapes.items():
-            middle, end = at + r * columns, at + r * (columns + rows)
-            out[name] = (flat[at:middle].view(r, columns), flat[middle:end].view(r, rows))
-            at = end
+    def views(self, flat: Tensor) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """(a, b) of each (layer, group) as views of a vector laid out like `flat`."""
+        r, out = self.recipe.rank, {}
+        for p in self.places:
+            rows, columns = r * len(p.names), sum(j - i for i, j in p.spans)
+            middle = p.at + rows * p.width
+            a = flat[p.at : middle].view(rows, p.width)
+            out[p.layer, p.group] = (a, flat[middle : middle + r * columns].view(r, columns))
         return out
+
+    def bind(self) -> Bound:
+        """The parameters quantised for use."""
+        rows: list[list[Lora | None]] = [[None] * len(GROUPS) for _ in self.base.layers]
+        views = self.views(self.flat)
+        scale = self.recipe.alpha / self.recipe.rank
+        for p in self.places:
+            a, b = views[p.layer, p.group]
+            rows[p.layer][p.group] = Lora(a, b, p.spans, scale, self.base.layers[p.layer].groups[p.group])
+        return [tuple(row) for row in rows]
+
+    def modules(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, a (r, in), b transposed (r, out)) of each module, in model order, as views."""
+        views = self.views(self.flat)
+        for p in self.places:
+            a, b = views[p.layer, p.group]
+            for j, (name, (start, stop)) in enumerate(zip(p.names, pack(p.spans), strict=True)):
+                yield name, a[j * self.recipe.rank : (j + 1) * self.recipe.rank], b[:, start:stop]
 
     def adapter(self) -> Adapter:
         """A copy of the parameters as an adapter."""
-        pairs = self.views(self.flat).items()
-        modules = tuple(LoraModule(name, a + 0.0, b.t().contiguous() + 0.0) for name, (a, b) in pairs)
+        modules = tuple(LoraModule(name, a + 0.0, b.t().contiguous() + 0.0) for name, a, b in self.modules())
         return Adapter(self.recipe.rank, self.recipe.alpha, modules)
 
     def initialise(self) -> None:
         """A uniform in (-1, 1) / sqrt(in) from the seed's stream named after the module; B zero."""
-        for name, (a, _) in self.views(self.flat).items():
+        for name, a, _ in self.modules():
             bound = 1.0 / math.sqrt(a.shape[1])
             draws = uniform_floats(self.recipe.seed, f"adapter init {name}", a.numel())
             a.copy_(torch.from_numpy(draws).view(a.shape).to(a.device) * bound)
-
-
-class Accumulator:
-    """A sum of per-example gradients as integers on the recipe's grid 2^-bits: any order, any split, one result.
-
-    The integers are kept in binary64, exactly: one example's are clamped to +-2^40, and a batch has at most 2^12.
-    """
-
-    def __init__(self, parameters: Parameters) -> None:
-        self.bits = parameters.recipe.gradient_bits
-        self.total = torch.zeros(parameters.flat.shape, dtype=torch.float64, device=parameters.flat.device)
-        self.places = parameters.views(self.total)
-
-    def add(self, v: Visited, names: list[str], rows: slice) -> None:
-        """Add one example's gradient of one group, whose adapted modules are `names`."""
-        c = Contraction(v.lora, v.x_block, v.h, v.dy_block, v.dh_scaled, rows, self.bits)
-        da = c.a().round_().clamp_(-_EXAMPLE_LIMIT, _EXAMPLE_LIMIT)
-        for j, name in enumerate(names):
-            a, b = self.places[name]
-            a.add_(da[j * v.lora.rank : (j + 1) * v.lora.rank])
-            b.add_(c.b(j).round_().clamp_(-_EXAMPLE_LIMIT, _EXAMPLE_LIMIT))
-
-    def mean(self, tokens: int) -> Tensor:
-        """The gradient of the mean token loss, float32: fl32(total * 2^-bits) / tokens."""
-        return (self.total * 2.0**-self.bits).float().div_(float(tokens))
 
 
 class AdamW:
@@ -148,7 +154,8 @@ def clip(gradient: Tensor, limit_micro: int) -> None:
         return
     grid = row_power(gradient).mul_(2.0 ** (1 - SQUARE_BITS))
     q = round_to(gradient, grid)
-    total = sum(int(row.mul(row).sum()) for row in q.split(_SQUARES_PER_ROW))
+    starts = range(0, q.numel(), _SQUARES_PER_ROW)
+    total = sum(_integer_squares(q[i : i + _SQUARES_PER_ROW]) for i in starts)
     unit = int(exponent_of(grid))
     norm = Fraction(math.isqrt(total << 128), 1 << 64) * Fraction(2) ** unit
     limit = Fraction(limit_micro, MICRO)
@@ -157,9 +164,13 @@ def clip(gradient: Tensor, limit_micro: int) -> None:
         gradient.mul_(factor.numerator / factor.denominator)
 
 
+def _integer_squares(q: Tensor) -> int:
+    return int((q * q).sum())
+
+
 def batches(recipe: Recipe, records: int) -> list[list[int]]:
     """Record indices of every step: each epoch a permutation from (seed, epoch), cut in order; the last may be short."""
-    out = []
+    out: list[list[int]] = []
     for epoch in range(recipe.epochs):
         order = permutation(recipe.seed, f"batch order {epoch}", records)
         out.extend(order[i : i + recipe.batch_size] for i in range(0, records, recipe.batch_size))
@@ -185,6 +196,7 @@ def train(
         if len(tokens) > recipe.context_tokens_max:
             raise ContextTooLong(len(tokens), recipe.context_tokens_max)
         check_ids(base, [tokens])
+    keep_heap()
     parameters = Parameters(base, recipe)
     parameters.initialise()
     optimiser = AdamW(recipe, parameters.flat)
@@ -199,40 +211,25 @@ def train(
     return parameters.adapter()
 
 
-def batch_gradient(base: Base, parameters: Parameters, examples: Sequence[Sequence[int]]) -> tuple[Tensor, int]:
-    """(gradient of the mean token loss, like parameters.flat; summed loss on the grid 2^-30)."""
-    recipe = parameters.recipe
-    bound = bind_factors(parameters.views(parameters.flat), recipe.alpha / recipe.rank, base)
-    total = Accumulator(parameters)
-    loss = tokens = 0
-    for part in _parts(examples):
-        loss += _accumulate(base, bound, total, recipe, part)
-        tokens += sum(len(e) - 1 for e in part)
-    return total.mean(tokens), loss
+def batch_gradient(
+    base: Base, parameters: Parameters, examples: Sequence[Sequence[int]]
+) -> tuple[Tensor, int]:
+    """(gradient of the mean token loss, like parameters.flat; summed loss on the grid 2^-30).
 
-
-def _parts(examples: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    part: list[Sequence[int]] = []
-    for e in examples:
-        if part and sum(map(len, part)) + len(e) > ROWS_MAX:
-            yield part
-            part = []
-        part.append(e)
-    if part:
-        yield part
-
-
-def _accumulate(
-    base: Base, bound: Bound, total: Accumulator, recipe: Recipe, examples: Sequence[Sequence[int]]
-) -> int:
+    `examples` hold BOS and EOS. The whole batch is one forward and backward pass: its order changes no bit.
+    """
     targets = torch.tensor([t for e in examples for t in e[1:]], dtype=torch.int64, device=base.device)
+    bound = parameters.bind()
+    gradient = torch.zeros_like(parameters.flat)
+    views = parameters.views(gradient)
     hidden, tape = forward(base, bound, [e[:-1] for e in examples], save=True)
     loss = cross_entropy(head(base, hidden), targets, None)
 
     def visit(v: Visited) -> None:
-        names = [module_name(v.layer, p) for p in GROUPS[v.group] if p in recipe.target_modules]
-        for start, stop in tape.spans:
-            total.add(v, names, slice(start, stop))
+        a, b = views[v.layer, v.group]
+        da, db = contract(v.lora, v.x_block, v.h, v.dy_block, v.dh_scaled)
+        a.copy_(da)
+        b.copy_(db)
 
     backward(base, bound, tape, loss.gradient, visit)
-    return int(loss.tokens.sum())
+    return gradient.div_(float(targets.shape[0])), int(loss.tokens.sum())

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from attribution import exact
-from attribution.exact.bits import magnitude_exponent, pow2
+from attribution.exact.bits import pow2
 
 if TYPE_CHECKING:
     from attribution.gradients import FactorBatch
@@ -38,7 +38,7 @@ JACOBI_WIDTH_MAX = 64
 RECORDS_MAX = 4096
 WIDE_MAX = 1 << 15
 RANK_MAX = 1 << 8
-MOMENT_BITS = 13
+GRID_BITS = 13
 SQUARE_BITS = 20
 DAMPING = 0.1
 """Share of the factor's mean squared coordinate that is added to each coordinate's own."""
@@ -112,19 +112,19 @@ def normalised(gradients: Sequence[Tensor]) -> list[Tensor]:
 
     So no example's size decides anything below, and all grids are fixed ones. An all-zero example stays zero.
     """
-    largest = torch.stack([g.flatten(1).abs().amax(1) for g in gradients]).amax(0)
-    scale = pow2(-magnitude_exponent(largest.add_(0.0)))[:, None, None]
+    largest = torch.stack([g.flatten(1).abs().amax(1) for g in gradients], 1)
+    # `quantise` finds the smallest e with every entry below 2^(e + 13).
+    scale = pow2(-(exact.quantise(largest)[1] + GRID_BITS))[:, :, None]
     return [g * scale for g in gradients]
 
 
 def narrow_moments(gradient: Tensor) -> Tensor:
     """Second moment of the narrow side over examples and wide coordinates: float64 integers (rank, rank).
 
-    Each example's factor is put on a grid 2^-13 below its own largest entry: at most 2^26 a product, summed over
+    Each example's factor is quantised as one row (14 bits, so its size does not matter): at most 2^26 a product, summed over
     `WIDE_MAX` coordinates and, when parts are added, `RECORDS_MAX` examples: at most 2^53, exact in binary64.
     """
-    e = magnitude_exponent(gradient.flatten(1).abs().amax(1))[:, None, None]
-    q = (gradient * pow2(MOMENT_BITS - e)).round_().double().flatten(0, 1)
+    q = exact.quantise(gradient.flatten(1))[0].double().view(-1, gradient.shape[2])
     return q.T @ q
 
 

@@ -49,24 +49,30 @@ def load_seed(path: Path) -> bytes:
     writable by group or others, or not exactly 64 lowercase hex digits (a final newline is allowed).
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: a pipe under this name must not hold the daemon up.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise KeyFileInvalid(path, f"a readable file ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # The checks are made on the open file, so that it cannot be swapped in between.
-        details = os.fstat(file.fileno())
-        if not stat.S_ISREG(details.st_mode):
-            raise KeyFileInvalid(path, "a regular file")
-        if details.st_uid != os.geteuid():
-            raise KeyFileInvalid(path, f"an owner with user id {os.geteuid()}, got {details.st_uid}")
-        if details.st_mode & 0o077:
-            mode = stat.S_IMODE(details.st_mode)
-            raise KeyFileInvalid(path, f"permissions 0600, got {mode:04o}; mend it with `chmod 600 {path}`")
-        text = file.read(2 * SEED_BYTES + 2)
+        _check_private(path, os.fstat(descriptor))
+        text = os.read(descriptor, 2 * SEED_BYTES + 2)
+    finally:
+        os.close(descriptor)
     text = text.removesuffix(b"\n")
     if not re.fullmatch(rb"[0-9a-f]{64}", text):
         raise KeyFileInvalid(path, "64 lowercase hex digits")
     return bytes.fromhex(text.decode())
+
+
+def _check_private(path: Path, details: os.stat_result) -> None:
+    if not stat.S_ISREG(details.st_mode):
+        raise KeyFileInvalid(path, "a regular file")
+    if details.st_uid != os.geteuid():
+        raise KeyFileInvalid(path, f"an owner with user id {os.geteuid()}, got {details.st_uid}")
+    if details.st_mode & 0o077:
+        mode = stat.S_IMODE(details.st_mode)
+        raise KeyFileInvalid(path, f"permissions 0600, got {mode:04o}; mend it with `chmod 600 {path}`")
 
 
 def store_seed(path: Path, seed: bytes) -> None:

@@ -14,7 +14,9 @@ from attribution.errors import NotRepresentable
 # subnormal ones too), and at most 2^100.
 POWER_MIN = 2.0**-100
 MAGNITUDE_LIMIT = 2.0**101
-_EXPONENT_FIELD = 0x7F800000
+# Constants as tensors without dimensions, which every device accepts: a Python number costs a conversion a call.
+_EXPONENT_FIELD = torch.tensor(0x7F800000, dtype=torch.int32)
+_POWER_MIN = torch.tensor(POWER_MIN, dtype=torch.float32)
 # Above this many numbers two reading passes are cheaper than one that writes.
 _LARGE = 1 << 14
 
@@ -30,7 +32,7 @@ def exponent_of(power: Tensor) -> Tensor:
 
 
 def row_magnitude(x: Tensor, dim: int = -1) -> Tensor:
-    """max |x| along `dim`, kept as a dimension of size 1; 0 where the dimension is empty. NaN propagates.
+    """Max |x| along `dim`, kept as a dimension of size 1; 0 where the dimension is empty. NaN propagates.
 
     The sign bit of a zero result is unspecified.
     """
@@ -51,4 +53,5 @@ def row_power(x: Tensor, dim: int = -1) -> Tensor:
     m = row_magnitude(x, dim)
     if m.numel() and not float(m.amax()) < MAGNITUDE_LIMIT:
         raise NotRepresentable("a row holds an infinity, a NaN or a magnitude of 2^101 or more")
-    return (m.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32).clamp_(min=POWER_MIN)
+    power = torch.bitwise_and(m.view(torch.int32), _EXPONENT_FIELD).view(torch.float32)
+    return torch.maximum(power, _POWER_MIN, out=power)

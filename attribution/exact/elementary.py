@@ -90,6 +90,9 @@ COS_64 = tuple(
         "-0x1.8f762711e61e0p-37",
     )
 )
+_EXP2_TENSORS = tuple(torch.tensor(c, dtype=torch.float32) for c in EXP2_32)
+_LOG2_E = torch.tensor(LOG2_E_32, dtype=torch.float32)
+_SHIFT = torch.tensor(23, dtype=torch.int32)
 # Chunks of 128 KiB stay in the second-level cache through the twenty passes of exp.
 _EXP_CHUNK = 1 << 15
 
@@ -107,14 +110,14 @@ def exp_(x: Tensor) -> Tensor:
     flat = x.view(-1)
     for start in range(0, flat.numel(), _EXP_CHUNK):
         t = flat[start : start + _EXP_CHUNK]
-        t.clamp_(-EXP_LIMIT, EXP_LIMIT).mul_(LOG2_E_32)
+        t.clamp_(-EXP_LIMIT, EXP_LIMIT).mul_(_LOG2_E)
         k = torch.round(t)
         t.sub_(k)
-        p = torch.mul(t, EXP2_32[5])
-        for c in EXP2_32[4:0:-1]:
+        p = torch.mul(t, _EXP2_TENSORS[5])
+        for c in _EXP2_TENSORS[4:0:-1]:
             p.add_(c).mul_(t)
-        p.add_(1.0)
-        power = k.to(torch.int32).bitwise_left_shift_(23)
+        p.add_(_EXP2_TENSORS[0])
+        power = k.to(torch.int32).bitwise_left_shift_(_SHIFT)
         torch.add(p.view(torch.int32), power, out=t.view(torch.int32))
     return x
 

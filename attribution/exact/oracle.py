@@ -23,7 +23,7 @@ def round_half_even(x: Fraction) -> int:
 
 
 def float32_of(x: Fraction) -> float:
-    """x rounded once to binary32, ties to even, subnormals kept, overflow to infinity."""
+    """X rounded once to binary32, ties to even, subnormals kept, overflow to infinity."""
     if x == 0:
         return 0.0
     magnitude = abs(x)
@@ -39,7 +39,9 @@ def float32_of(x: Fraction) -> float:
 
 def quantise_row(row: list[float]) -> tuple[list[int], int]:
     """(integers, exponent) of one row, by the definition."""
-    largest = max((abs(Fraction(v)) if math.isfinite(v) else Fraction(2) ** 200 for v in row), default=Fraction(0))
+    largest = max(
+        (abs(Fraction(v)) if math.isfinite(v) else Fraction(2) ** 200 for v in row), default=Fraction(0)
+    )
     if largest >= Fraction(2) ** 101:
         raise NotRepresentable("a row holds an infinity, a NaN or a magnitude of 2^101 or more")
     e = _E_MIN

@@ -16,6 +16,7 @@ from attribution.exact.bits import exponent_of, row_power
 
 BITS = 14
 Q_MAX = 1 << (BITS - 1)
+_POWER_TO_GRID = torch.tensor(2.0 ** (2 - BITS), dtype=torch.float32)
 
 
 def quantise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ def quantise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
 
 def to_grid(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     """`quantise` without the checks of its arguments, as (q, 2^e float32); q may hold negative zeros."""
-    scale = row_power(x, dim).mul_(2.0 ** (2 - BITS))
+    scale = row_power(x, dim).mul_(_POWER_TO_GRID)
     return torch.mul(x, scale.reciprocal()).round_(), scale
 
 
@@ -52,14 +53,14 @@ class Block:
         """Quantise x (..., K) along its last axis."""
         return cls(*to_grid(x))
 
-    @cached_property
+    @property
     def value(self) -> Tensor:
-        """q * 2^e, float32: exact, for q has 14 bits and e is at least -112."""
+        """Q * 2^e, float32: exact, for q has 14 bits and e is at least -112."""
         return self.q * self.scale
 
     @cached_property
     def q64(self) -> Tensor:
-        """q as float64."""
+        """Q as float64."""
         return self.q.double()
 
     @cached_property
@@ -69,6 +70,6 @@ class Block:
 
 
 def value64(x: Tensor, dim: int) -> Tensor:
-    """x quantised along `dim` and dequantised, float64 (exact)."""
+    """X quantised along `dim` and dequantised, float64 (exact)."""
     q, scale = to_grid(x, dim)
     return q.double().mul_(scale.double())

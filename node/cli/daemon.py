@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from node.cli.connection import add_home_argument, home_of
 from node.cli.output import Exit, UsageError, add_example, add_json_argument, print_result
+
+if TYPE_CHECKING:
+    from node.home import Home
 
 _GENESIS_BYTES_MAX = 16 * 2**20
 
@@ -65,6 +69,7 @@ def run_init(parsed: argparse.Namespace) -> int:
     from node.config import load_config
     from node.home import create_home
     from node.keys import load_seed, public_key
+    from node.network.address import peer_id_of_seed
 
     overrides: dict[str, object] = {"node.validator": parsed.validator, **dict(parsed.overrides)}
     if parsed.moniker is not None:
@@ -81,10 +86,23 @@ def run_init(parsed: argparse.Namespace) -> int:
         "account": public_key(load_seed(home.account_key_path)).hex(),
         "genesis": home.genesis_path.is_file(),
     }
+    document["peer_id"] = peer_id_of_seed(load_seed(home.node_key_path))
     if config.node.validator:
-        document["consensus_key"] = public_key(load_seed(home.consensus_key_path)).hex()
+        document |= _validator_keys(home)
     print_result(document, parsed.as_json, "created")
     return Exit.OK
+
+
+def _validator_keys(home: Home) -> dict[str, object]:
+    """What a genesis says of this validator, besides account, peer id and stake."""
+    from consensus.beacon import BeaconChain
+    from node.keys import load_seed, public_key
+    from node.startup import BEACON_REVEALS
+
+    return {
+        "consensus_key": public_key(load_seed(home.consensus_key_path)).hex(),
+        "beacon_anchor": BeaconChain(load_seed(home.beacon_key_path), BEACON_REVEALS).anchor.hex(),
+    }
 
 
 def _read_genesis(path: Path) -> bytes:
@@ -108,6 +126,13 @@ def _read_genesis(path: Path) -> bytes:
 
 def run_start(parsed: argparse.Namespace) -> int:
     """Run the daemon in the foreground until SIGINT or SIGTERM."""
+    from node.config import load_config
+    from node.home import open_home
+
+    overrides = dict(parsed.overrides)
+    # Before the heavy imports and before logging is set up: these mistakes are the user's to mend, in one line.
+    load_config(open_home(home_of(parsed).root).config_path, overrides=overrides)
+
     from node.daemon import main
 
-    return main(home_of(parsed).root, dict(parsed.overrides))
+    return main(home_of(parsed).root, overrides)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from node import __version__
+
 DESCRIPTION = "A ledger that pays for AI answers to the people whose data shaped them."
 EPILOG = """\
 examples:
@@ -58,6 +60,7 @@ def build_parser(selected: str | None = None) -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         child = commands.add_parser(

@@ -21,6 +21,7 @@ from node.cli.output import (
     print_rows,
 )
 from node.client import Client
+from node.errors import NodeError
 
 if TYPE_CHECKING:
     from attribution.adapter import Adapter
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from node.rpc import shapes
 
 RECIPE_BYTES_MAX = 4096
+
+
+class VerificationFailed(NodeError):
+    """What the ledger claims could not be recomputed from what the node gave; the message says why."""
 
 
 def configure_verify(parser: argparse.ArgumentParser) -> None:
@@ -85,19 +90,34 @@ def run_adapter(parsed: argparse.Namespace) -> int:
     """Retrain and compare."""
     client = connect(parsed)
     claimed = cast("shapes.Adapter", client.call("adapter", id=parsed.id.hex()))
-    records = _fetch_records(client, claimed)
     path = _base_path(parsed, bytes.fromhex(claimed["base_hash"]))
-    trained = _train(path, claimed, records, parsed.threads, show_progress=not parsed.as_json)
+    trained, count = _retrain(client, claimed, path, parsed)
     equal = trained.hash.hex() == claimed["adapter_hash"]
     document: dict[str, object] = {
         "adapter": claimed["id"],
-        "records": len(records),
+        "records": count,
         "claimed_hash": claimed["adapter_hash"],
         "retrained_hash": trained.hash.hex(),
         "equal": equal,
     }
     print_result(document, parsed.as_json, "verified" if equal else "NOT what the ledger claims")
     return Exit.OK if equal else Exit.FAILED
+
+
+def _retrain(
+    client: Client, claimed: shapes.Adapter, path: Path, parsed: argparse.Namespace
+) -> tuple[Adapter, int]:
+    """Return the adapter trained from the ledger's data, and the number of its records."""
+    from attribution.errors import ExactError
+    from consensus.errors import CodecError
+    from node.ledger.errors import MalformedError
+
+    try:
+        records = _fetch_records(client, claimed)
+        trained = _train(path, claimed, records, parsed.threads, show_progress=not parsed.as_json)
+    except (ExactError, CodecError, MalformedError) as error:
+        raise VerificationFailed(f"{type(error).__name__}: {error}") from error
+    return trained, len(records)
 
 
 def _fetch_records(client: Client, claimed: shapes.Adapter) -> list[tuple[int, ...]]:
@@ -114,7 +134,9 @@ def _fetch_records(client: Client, claimed: shapes.Adapter) -> list[tuple[int, .
             blob_digest(blob).hex() != contribution["blob_digest"]
             or records_root(found).hex() != contribution["records_root"]
         ):
-            raise UsageError(f"contribution {identity}: the node's blob is not what the ledger committed to")
+            raise VerificationFailed(
+                f"contribution {identity}: the node's blob is not what the ledger committed to"
+            )
         records += found
         print(f"fetched contribution {number} of {len(claimed['contributions'])}", file=sys.stderr)
     return records
@@ -149,7 +171,9 @@ def _train(
     selfcheck()
     base: Base = load_base(path)
     if base.hash.hex() != claimed["base_hash"]:
-        raise UsageError(f"{path} is base {base.hash.hex()}, the adapter names {claimed['base_hash']}")
+        raise VerificationFailed(
+            f"{path} is base {base.hash.hex()}, the adapter names {claimed['base_hash']}"
+        )
     recipe = Recipe.from_fields(decode(bytes.fromhex(claimed["recipe"]), RECIPE_BYTES_MAX))
     if not show_progress:
         return train(base, records, recipe)

@@ -19,6 +19,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 RECORD_BYTES_MIN = 40
@@ -93,7 +94,7 @@ def stdlib_contributors(records_each: int = RECORDS_PER_CONTRIBUTOR) -> dict[str
     for contributor in CONTRIBUTORS:
         chosen = list[str]()
         for group in (contributor.modules, contributor.substitutes):
-            for header, text in _in_turns([_module_records(root, module) for module in group]):
+            for header, text in _in_turns([iter(_module_records(root, module)) for module in group]):
                 if len(chosen) < records_each and header not in headers and text not in texts:
                     headers.add(header)
                     texts.add(text)
@@ -119,26 +120,31 @@ def _in_turns(streams: Sequence[Iterator[tuple[str, str]]]) -> Iterator[tuple[st
                 yield item
 
 
-def _module_records(root: Path, module: str) -> Iterator[tuple[str, str]]:
-    """(header, text) of every usable docstring of a module or package, outer definitions first; nothing if it is absent."""
+@cache
+def _module_records(root: Path, module: str) -> tuple[tuple[str, str], ...]:
+    """(header, text) of a module's or package's usable docstrings, functions before classes, by name; () if absent."""
     package, label = root / module, module.removeprefix("_py").lstrip("_")
-    files = (
-        sorted(package.glob("**/*.py"))[:_SOURCE_FILES_MAX] if package.is_dir() else [root / f"{module}.py"]
-    )
-    for path in files:
-        if not path.is_file() or path.stat().st_size > _SOURCE_BYTES_MAX:
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)
-                tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
+    sources = package.glob("**/*.py") if package.is_dir() else [root / f"{module}.py"]
+    functions, classes = list[tuple[str, str]](), list[tuple[str, str]]()
+    for path in sorted(sources)[:_SOURCE_FILES_MAX]:
+        for node in ast.walk(_parsed(path)):
             if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 record = _record(label, node.name, ast.get_docstring(node) or "")
                 if record:
-                    yield record
+                    (classes if isinstance(node, ast.ClassDef) else functions).append(record)
+    return (*sorted(functions), *sorted(classes))
+
+
+def _parsed(path: Path) -> ast.Module:
+    """Syntax tree of a source file; an empty one if it is missing, unreadable, too large or not Python."""
+    try:
+        if path.stat().st_size > _SOURCE_BYTES_MAX:
+            return ast.Module([], [])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def _record(module: str, name: str, docstring: str) -> tuple[str, str] | None:
@@ -167,7 +173,9 @@ def prompts(story: Mapping[str, Sequence[str]], each: int = 4, unrelated: int = 
     """
     chosen = []
     for name, records in story.items():
-        fit = [r for r in records if len(r.encode()) - len(beginning(r).encode()) >= ANSWER_BYTES_MIN] or list(records)
+        fit = [
+            r for r in records if len(r.encode()) - len(beginning(r).encode()) >= ANSWER_BYTES_MIN
+        ] or list(records)
         count = min(each, len(fit))
         for record in (fit[i * len(fit) // count] for i in range(count)):
             chosen.append(Prompt(beginning(record), name, record))
@@ -177,7 +185,9 @@ def prompts(story: Mapping[str, Sequence[str]], each: int = 4, unrelated: int = 
 def beginning(record: str) -> str:
     """The part of a record that serves as its prompt; never empty, never the whole record."""
     head, colon, _ = record.partition(": ")
-    start = len(head) + 2 + PROMPT_BODY_BYTES if colon and len(head) <= HEADER_LENGTH_MAX else len(record) // 3
+    start = (
+        len(head) + 2 + PROMPT_BODY_BYTES if colon and len(head) <= HEADER_LENGTH_MAX else len(record) // 3
+    )
     space = record.find(" ", start)
     cut = space if 0 < space < len(record) - 1 else start
     return record[: max(1, min(cut, len(record) - 1))]

@@ -65,6 +65,8 @@ class Params:
 
     provider_bond_min: int = field(default=100 * OPEN, metadata=uint(AMOUNT_MAX, 1))
     in_flight_per_bond_max: int = field(default=64, metadata=uint(1_024, 1))
+    in_flight_fees_max_ppm: int = field(default=PPM, metadata=uint(100 * PPM, 1))
+    """Most fees a provider may have unsettled, in ppm of its bond."""
     inferences_open_max: int = field(default=1_024, metadata=uint(2_048, 1))
     artefacts_pending_max: int = field(default=64, metadata=uint(1_024, 1))
     contributions_per_adapter_max: int = field(default=256, metadata=uint(512, 1))

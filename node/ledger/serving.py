@@ -11,7 +11,7 @@ from node.ledger.environment import Environment, event
 from node.ledger.errors import ExecutionError, FailedTransactionError, FailureCode
 from node.ledger.money import bond, escrow
 from node.ledger.openings import Voucher, inference_id
-from node.ledger.params import PPB, Params
+from node.ledger.params import PPB, PPM, Params
 from node.ledger.state import (
     AUDITS_KEY,
     BEACON,
@@ -48,9 +48,10 @@ def add_bond(
     return []
 
 
-def in_flight_max(params: Params, bond_units: int) -> int:
-    """Calls that a bond may have unsettled at once: burst-and-exit must cost more than it gains."""
-    return params.in_flight_per_bond_max * (bond_units // params.provider_bond_min)
+def in_flight_max(params: Params, bond_units: int) -> tuple[int, int]:
+    """(calls, units of fees) that a bond may have unsettled at once: burst-and-exit must cost more than it gains."""
+    calls = params.in_flight_per_bond_max * (bond_units // params.provider_bond_min)
+    return calls, bond_units * params.in_flight_fees_max_ppm // PPM
 
 
 def record_inference(
@@ -59,7 +60,7 @@ def record_inference(
     """Take a voucher's fee into escrow and let the call wait for its draw."""
     voucher, inference = body.voucher, inference_id(body.voucher)
     _check_voucher(overlay, env, sender, body, inference)
-    provider = _check_provider(overlay, env, sender)
+    provider = _check_provider(overlay, env, sender, voucher.fee)
     adapter = get_adapter(overlay, voucher.adapter)
     if adapter is None:
         raise FailedTransactionError(FailureCode.UNKNOWN_ADAPTER, adapter=voucher.adapter)
@@ -75,7 +76,12 @@ def record_inference(
     overlay.put_record(SEQUENCE + voucher.user + sender, VoucherSequence(voucher.sequence))
     overlay.put_record(
         PROVIDER + sender,
-        replace(provider, in_flight=provider.in_flight + 1, recorded=provider.recorded + 1),
+        replace(
+            provider,
+            in_flight=provider.in_flight + 1,
+            in_flight_fees=provider.in_flight_fees + voucher.fee,
+            recorded=provider.recorded + 1,
+        ),
     )
     overlay.put_record(
         INFERENCE + inference,
@@ -111,12 +117,15 @@ def _check_voucher(
         raise FailedTransactionError(FailureCode.VOUCHER_BAD_SIGNATURE, user=voucher.user)
 
 
-def _check_provider(overlay: Overlay, env: Environment, account: bytes) -> Provider:
+def _check_provider(overlay: Overlay, env: Environment, account: bytes, fee: int) -> Provider:
     provider = get_provider(overlay, account)
     if provider is None or provider.bond < env.params.provider_bond_min:
         raise FailedTransactionError(FailureCode.BOND_TOO_LOW, bond=provider.bond if provider else 0)
-    if provider.in_flight >= in_flight_max(env.params, provider.bond):
-        raise FailedTransactionError(FailureCode.IN_FLIGHT_FULL, in_flight=provider.in_flight)
+    calls_max, fees_max = in_flight_max(env.params, provider.bond)
+    if provider.in_flight >= calls_max or provider.in_flight_fees + fee > fees_max:
+        raise FailedTransactionError(
+            FailureCode.IN_FLIGHT_FULL, in_flight=provider.in_flight, in_flight_fees=provider.in_flight_fees
+        )
     return provider
 
 
@@ -183,7 +192,7 @@ def _draw(overlay: Overlay, env: Environment, name: bytes, mix: bytes, deadlines
     inference = replace(existing(overlay, name), draw=value, drawn_height=env.context.height)
     if not is_audited(env.params, value):
         overlay.put_record(INFERENCE + name, replace(inference, status=InferenceStatus.UNAUDITED))
-        land(overlay, inference.voucher.provider)
+        land(overlay, inference.voucher)
         return event(name, SystemCode.UNAUDITED)
     inference = replace(inference, status=InferenceStatus.AWAITING_REVEAL)
     params = env.params
@@ -244,9 +253,14 @@ def put_deadline(overlay: Overlay, deadline: Deadline) -> None:
     overlay.put_record(AUDITS_KEY, Deadlines(entries))
 
 
-def land(overlay: Overlay, account: bytes) -> None:
-    """One call of this provider is no longer in flight."""
-    provider = get_provider(overlay, account)
+def land(overlay: Overlay, voucher: Voucher) -> None:
+    """The call of this voucher is no longer in flight."""
+    provider = get_provider(overlay, voucher.provider)
     if provider is None or not provider.in_flight:
-        raise ExecutionError("a call in flight has no provider", provider=account)
-    overlay.put_record(PROVIDER + account, replace(provider, in_flight=provider.in_flight - 1))
+        raise ExecutionError("a call in flight has no provider", provider=voucher.provider)
+    landed = replace(
+        provider,
+        in_flight=provider.in_flight - 1,
+        in_flight_fees=provider.in_flight_fees - voucher.fee,
+    )
+    overlay.put_record(PROVIDER + voucher.provider, landed)

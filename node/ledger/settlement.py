@@ -99,7 +99,9 @@ def slash(overlay: Overlay, env: Environment, name: bytes, inference: Inference,
     if provider is None:
         raise ExecutionError("a call has no provider", inference=name)
     burn_bond(overlay, provider.bond)
-    overlay.put_record(PROVIDER + account, replace(provider, bond=0, slashed=provider.slashed + 1))
+    overlay.put_record(
+        PROVIDER + account, replace(provider, bond=0, slashed=provider.slashed + provider.bond)
+    )
     inference = replace(inference, bond_burned=provider.bond)
     payouts = (Payout(Role.REFUND, inference.voucher.user, inference.voucher.fee),)
     return _close(overlay, env, name, inference, InferenceStatus.SLASHED, code, payouts, 0)
@@ -116,7 +118,7 @@ def _close(
     burned: int,
 ) -> Receipt:
     release(overlay, [(payout.address, payout.amount) for payout in payouts], burned)
-    land(overlay, inference.voucher.provider)
+    land(overlay, inference.voucher)
     closed = replace(
         inference, status=status, payouts=payouts, burned=burned, closed_height=env.context.height
     )

@@ -194,13 +194,18 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A serving account: its bond in units, its calls not yet settled or left unaudited, and its past."""
+    """A serving account: its bond, its calls not yet settled or left unaudited, and its past.
+
+    `in_flight` and `recorded` count calls; `in_flight_fees` are the fees of the former and `slashed` the bond burned so
+    far, in units.
+    """
 
     name: str = field(metadata=text(bodies.NAME_BYTES_MAX))
     bond: int = field(default=0, metadata=_UINT)
     in_flight: int = field(default=0, metadata=_UINT)
     recorded: int = field(default=0, metadata=_UINT)
     slashed: int = field(default=0, metadata=_UINT)
+    in_flight_fees: int = field(default=0, metadata=_UINT)
 
 
 class InferenceStatus(IntEnum):

@@ -106,7 +106,7 @@ class ContainedPubsub(Pubsub):
         self._config = config
         self._hooks = hooks
         self._topics = {config.topic_name(topic): topic for topic in config.topics}
-        self._peers_changed = trio.Event()
+        self._awaiting_peers = trio.lowlevel.ParkingLot()
         super().__init__(
             host,
             router,
@@ -119,6 +119,11 @@ class ContainedPubsub(Pubsub):
             max_subscriptions_per_rpc=64,
             max_subscriptions_per_peer=len(self._topics),
         )
+
+    @property
+    def ignored_messages(self) -> int:
+        """Messages left unseen: over the forwarder's rate, or no room for them."""
+        return self._hooks.ignored_messages
 
     async def start(self) -> None:
         """Subscribe to every configured topic; call once the service runs."""
@@ -136,8 +141,7 @@ class ContainedPubsub(Pubsub):
         name = self._config.topic_name(topic)
         with trio.move_on_after(timeout_s):
             while not self._subscribers(name):
-                self._peers_changed = trio.Event()
-                await self._peers_changed.wait()
+                await self._awaiting_peers.park()
         if not self._subscribers(name):
             raise NoGossipPeers(topic)
         self._forget_seen(name, data)  # publishing again must send again
@@ -167,20 +171,29 @@ class ContainedPubsub(Pubsub):
             log.debug("gossip message contained", peer_id=str(msg_forwarder), error=repr(error))
             self._hooks.penalise(str(msg_forwarder), _INVALID_POINTS, "malformed gossip message")
 
+    async def write_msg(self, stream: Any, rpc_msg: Any) -> bool:
+        """Stock: replays of recent messages are written between the pieces of what the peer's queue is writing."""
+        lock: trio.Lock | None = getattr(stream, "openledger_write_lock", None)
+        if lock is None:
+            lock = stream.openledger_write_lock = trio.Lock()
+        async with lock:
+            written: bool = await super().write_msg(stream, rpc_msg)
+        return written
+
     def notify_subscriptions(self, publish_message: Any) -> None:
         """Messages were taken in `_validate` already."""
 
     def handle_subscription(self, origin_id: Any, sub_message: Any) -> None:
         """Note subscriptions for those who wait to publish."""
         super().handle_subscription(origin_id, sub_message)
-        self._peers_changed.set()
+        self._awaiting_peers.unpark_all()
 
     async def _handle_new_peer_with_retry(self, peer_id: Any, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Stock: gives up for good on a failed negotiation, and the peer never hears gossip again."""
         for attempt in range(_REGISTER_ATTEMPTS_MAX):
             try:
                 await self._handle_new_peer(peer_id)
-                self._peers_changed.set()
+                self._awaiting_peers.unpark_all()
                 return
             except Exception as error:  # negotiation fails in many ways, all of them the peer's
                 log.debug("gossip stream not opened", peer_id=str(peer_id), error=repr(error))

@@ -31,7 +31,7 @@ class SendQueue:
             deque(),
             deque(),
         )
-        self._wakeup = trio.Event()
+        self._waiting = trio.lowlevel.ParkingLot()
         self.queued_bytes = 0
         self.dropped_frames = 0
 
@@ -48,7 +48,7 @@ class SendQueue:
             self._drop_oldest(self._lanes[1] or self._lanes[0])
         self._lanes[bulk].append((now_s, kind, payload))
         self.queued_bytes += size
-        self._wakeup.set()
+        self._waiting.unpark_all()
         return True
 
     def take(self, now_s: float, bytes_target: int) -> list[bytes]:
@@ -73,8 +73,7 @@ class SendQueue:
     async def wait(self) -> None:
         """Return once there is something to take."""
         while not len(self):
-            self._wakeup = trio.Event()
-            await self._wakeup.wait()
+            await self._waiting.park()
 
     def _has_room(self, size: int) -> bool:
         return len(self) < self._frames_max and self.queued_bytes + size <= self._bytes_max
@@ -106,7 +105,7 @@ class FairInbox(Generic[T]):
         self._items_max = items_per_peer_max
         self._bytes_max = bytes_per_peer_max
         self._shares: OrderedDict[str, _Share[T]] = OrderedDict()
-        self._wakeup = trio.Event()
+        self._waiting = trio.lowlevel.ParkingLot()
         self.dropped_items = 0
 
     def __len__(self) -> int:
@@ -121,7 +120,7 @@ class FairInbox(Generic[T]):
             return False
         share.items.append((item, size_bytes))
         share.size_bytes += size_bytes
-        self._wakeup.set()
+        self._waiting.unpark_all()
         return True
 
     async def put(self, peer_id: str, item: T, size_bytes: int, wait_s_max: float) -> None:
@@ -163,8 +162,7 @@ class FairInbox(Generic[T]):
             if self._shares:
                 await trio.lowlevel.checkpoint()  # a flood must not starve the caller's other tasks
             else:
-                self._wakeup = trio.Event()
-                await self._wakeup.wait()
+                await self._waiting.park()
             if self._shares:
                 return self.receive_nowait()
 

@@ -106,7 +106,7 @@ class AuditDone:
 
     def fields(self) -> Fields:
         """The result as an array."""
-        return ["audit-done", self.status, self.result_hash, [list(share) for share in self.shares]]
+        return ["audit-done", int(self.status), self.result_hash, [list(share) for share in self.shares]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from node.network.framing import encode_header
 from node.network.host import build_host, close_host, to_id
 from tests.unit.node_network.cluster import (
     CHAIN,
+    UNKNOWN_PORT,
     Node,
     config_of,
     mesh_for,
@@ -38,6 +39,7 @@ from tests.unit.node_network.cluster import (
     seed_of,
     sorted_seeds,
     start_node,
+    until_true,
 )
 
 STRANGER = seed_of(200)
@@ -155,9 +157,9 @@ def test_an_endless_negotiation_line_is_not_read() -> None:
     async def attack(villain: HostileHost) -> None:
         stream = await villain.raw_stream()
         await stream.write(b"\xff\xff\xff\xff\x0f" + bytes(1000))
-        await end_of(stream)
+        await end_of(stream)  # at once: reading on would last as long as the negotiation may
 
-    attack_by_stranger(attack, penalised=False)
+    attack_by_stranger(attack, penalised=False, limits=quick(negotiation_timeout_ms=600_000))
 
 
 def gossip_attack(rpc: bytes) -> Attack:
@@ -177,25 +179,29 @@ def test_garbage_instead_of_a_gossip_message_resets_only_its_stream() -> None:
     attack_by_stranger(attack, penalised=True)
 
 
+def gossip_message(author: bytes, topics: int = 1, key: bytes = b"", signature: bytes = b"") -> Any:
+    name = f"/openledger/{CHAIN[:8].hex()}/tx/1"
+    return rpc_pb2.Message(
+        from_id=author, data=b"x", seqno=b"1", topicIDs=[name] * topics, key=key, signature=signature
+    )
+
+
+BAD_KEY = b"\x08\x63\x12\x00"
+
+
 @pytest.mark.parametrize(
-    "message",
+    ("message", "penalised"),
     [
-        rpc_pb2.Message(from_id=b"", data=b"x", seqno=b"1", topicIDs=[f"/openledger/{CHAIN[:8].hex()}/tx/1"]),
-        rpc_pb2.Message(from_id=b"\xff" * 3, data=b"x", topicIDs=[f"/openledger/{CHAIN[:8].hex()}/tx/1"]),
-        rpc_pb2.Message(
-            from_id=to_id(peer_id_of_seed(STRANGER)).to_bytes(),
-            data=b"x",
-            seqno=b"1",
-            signature=b"forged",
-            key=b"\x08\x63\x12\x00",
-            topicIDs=[f"/openledger/{CHAIN[:8].hex()}/tx/1"] * 2,
-        ),
+        (gossip_message(b""), False),
+        (gossip_message(b"", key=BAD_KEY, signature=b"forged"), True),
+        (gossip_message(b"\xff" * 3, key=BAD_KEY, signature=b"forged"), True),
+        (gossip_message(to_id(peer_id_of_seed(STRANGER)).to_bytes(), topics=2, signature=b"forged"), False),
     ],
-    ids=["empty-author", "garbage-author", "forged-signature"],
+    ids=["empty-author", "empty-author-bad-key", "garbage-author", "forged-signature"],
 )
-def test_a_malformed_gossip_message_ends_nothing_and_is_not_delivered(message: Any) -> None:
+def test_a_malformed_gossip_message_ends_nothing_and_is_not_delivered(message: Any, penalised: bool) -> None:
     rpc = rpc_pb2.RPC(publish=[message])
-    attack_by_stranger(gossip_attack(encode_varint_prefixed(rpc.SerializeToString())), penalised=False)
+    attack_by_stranger(gossip_attack(encode_varint_prefixed(rpc.SerializeToString())), penalised=penalised)
 
 
 def test_an_oversized_gossip_message_costs_its_sender_the_connection() -> None:
@@ -420,14 +426,41 @@ def test_a_penalised_peer_is_disconnected_refused_and_let_in_again_after_its_ban
     run_trio(main)
 
 
+def test_a_peer_that_connects_twice_loses_both_connections_and_may_start_over() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            node = await start_node(nursery, config_of(seed_of(1), limits=quick()))
+            peer_id = peer_id_of_seed(STRANGER)
+            async with hostile(STRANGER, node.address) as first:
+                first_conn = await first.dial()
+                await node.until_connected(peer_id)
+                async with hostile(STRANGER, node.address) as second:
+                    await wait_closed(first_conn)
+                    await node.until_event(peer_id, connected=False)
+                    assert not node.connected_to(peer_id)
+                    await wait_closed_or_gone(second)
+                    await second.dial()
+                    await node.until_event(peer_id, connected=True, count=2)
+            nursery.cancel_scope.cancel()
+
+    run_trio(main)
+
+
+async def wait_closed_or_gone(villain: HostileHost) -> None:
+    for conn in villain.host.get_network().get_connections(villain.target):
+        await wait_closed(conn.muxed_conn)
+    await until_true(lambda: not villain.host.get_network().get_connections(villain.target))
+
+
 NODE_SCRIPT = """
 import sys, trio
 from node.network import NetworkConfig, PeerAddress
 from node.network.network import Network
-seed, chain, target = bytes.fromhex(sys.argv[1]), bytes.fromhex(sys.argv[2]), PeerAddress.parse(sys.argv[3])
+seed, chain = bytes.fromhex(sys.argv[1]), bytes.fromhex(sys.argv[2])
+targets = tuple(map(PeerAddress.parse, sys.argv[3:]))
 async def on_request(peer_id, kind, payload): return payload
 async def main():
-    config = NetworkConfig(key_seed=seed, chain_id=chain, gossip_peers=(target,))
+    config = NetworkConfig(key_seed=seed, chain_id=chain, gossip_peers=targets)
     network = Network(config, on_request=on_request, validate_gossip=lambda topic, data: True)
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
@@ -467,11 +500,12 @@ def test_a_stopped_process_is_noticed_and_dropped_and_shutting_down_does_not_wai
     run_trio(main)
 
 
-def test_a_process_whose_peers_misbehave_and_vanish_writes_nothing_to_standard_error() -> None:
+def test_a_process_whose_peers_are_missing_refuse_and_vanish_writes_nothing_to_standard_error() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             node = await start_node(nursery, config_of(seed_of(1), limits=quick(ban_points=10_000)))
-            process = await spawn_node(seed_of(41), node.address)
+            nobody = PeerAddress.of("127.0.0.1", UNKNOWN_PORT, peer_id_of_seed(seed_of(42)))
+            process = await spawn_node(seed_of(41), nobody, node.address)
             peer_id = peer_id_of_seed(seed_of(41))
             await node.until_connected(peer_id)
             for _ in range(3):
@@ -488,11 +522,11 @@ def test_a_process_whose_peers_misbehave_and_vanish_writes_nothing_to_standard_e
     run_trio(main)
 
 
-async def spawn_node(seed: bytes, target: PeerAddress) -> subprocess.Popen[bytes]:
+async def spawn_node(seed: bytes, *targets: PeerAddress) -> subprocess.Popen[bytes]:
     root = Path(__file__).parents[2]
     return await trio.to_thread.run_sync(
         lambda: subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", NODE_SCRIPT, seed.hex(), CHAIN.hex(), str(target)],
+            [sys.executable, "-W", "error", "-c", NODE_SCRIPT, seed.hex(), CHAIN.hex(), *map(str, targets)],
             cwd=root,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

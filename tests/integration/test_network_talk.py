@@ -22,6 +22,7 @@ from node.network import (
 )
 from node.network.errors import REFUSED_BUSY, REFUSED_INTERNAL, REFUSED_TOO_LARGE
 from tests.unit.node_network.cluster import (
+    Node,
     config_of,
     mesh_for,
     open_mesh,
@@ -32,6 +33,7 @@ from tests.unit.node_network.cluster import (
     seed_of,
     sorted_seeds,
     start_node,
+    until_true,
 )
 
 
@@ -220,11 +222,11 @@ def test_gossip_of_a_full_node_reaches_all_validators_at_once_after_connecting_a
         async with open_mesh(4) as (validators, _, nursery):
             addresses = [validator.address for validator in validators]
             full = await start_node(nursery, config_of(seed_of(50), gossip=addresses, limits=quick()))
-            await full.network.publish("tx", b"first", timeout_s=20)  # waits for the first subscriber itself
+            await full.network.publish("tx", b"first", timeout_s=60)  # waits for the first subscriber itself
             for validator in validators:
                 message = await validator.network.gossip.receive()
                 assert (message.topic, message.data) == ("tx", b"first")
-            await validators[2].network.publish("block", b"announced", timeout_s=20)
+            await validators[2].network.publish("block", b"announced", timeout_s=60)
             for node in (full, *validators[:2], validators[3]):
                 message = await node.network.gossip.receive()
                 assert (message.topic, message.data) == ("block", b"announced")
@@ -238,11 +240,8 @@ def test_a_burst_of_300_gossip_messages_reaches_everyone() -> None:
         async with open_mesh(4, full_nodes=1) as (validators, (full,), nursery):
             burst = {b"message %d " % number + bytes(500) for number in range(300)}
 
-            async def publish_all() -> None:
-                for message in sorted(burst):
-                    await full.network.publish("tx", message, timeout_s=20)
-
-            nursery.start_soon(publish_all)
+            for message in burst:
+                nursery.start_soon(full.network.publish, "tx", message, 60)
             for validator in validators:
                 assert await receive_gossip(validator, 300) == burst
 
@@ -253,7 +252,7 @@ def test_the_largest_gossip_message_arrives_and_a_larger_one_is_refused_here() -
     async def main() -> None:
         async with open_mesh(2, full_nodes=1) as (validators, (full,), _):
             bytes_max = full.network.config.limits.gossip_bytes_max
-            await full.network.publish("tx", bytes(bytes_max), timeout_s=20)
+            await full.network.publish("tx", bytes(bytes_max), timeout_s=60)
             for validator in validators:
                 assert len((await validator.network.gossip.receive()).data) == bytes_max
             with pytest.raises(PayloadTooLarge):
@@ -264,19 +263,42 @@ def test_the_largest_gossip_message_arrives_and_a_larger_one_is_refused_here() -
     run_trio(main)
 
 
-def test_the_same_bytes_published_again_reach_a_peer_that_came_later() -> None:
+def test_large_messages_replayed_to_a_newcomer_do_not_mix_with_new_ones() -> None:
     async def main() -> None:
-        async with open_mesh(1, full_nodes=1) as ((validator,), (full,), nursery):
-            await validator.network.publish("tx", b"batch", timeout_s=20)
-            assert (await full.network.gossip.receive()).data == b"batch"
-            late = await start_node(
+        async with open_mesh(1, full_nodes=1) as ((validator,), _, nursery):
+            messages = [bytes([number]) * 800_000 for number in range(8)]
+            for message in messages[:4]:
+                await validator.network.publish("tx", message, timeout_s=60)
+            newcomer = await start_node(
                 nursery, config_of(seed_of(60), gossip=[validator.address], limits=quick())
             )
-            await late.until_connected(validator.peer_id)
-            await late.network.publish("tx", b"late is subscribed", timeout_s=20)
-            assert (await validator.network.gossip.receive()).data == b"late is subscribed"
-            await validator.network.publish("tx", b"batch", timeout_s=20)
-            assert (await late.network.gossip.receive()).data == b"batch"
+            await validator.until_connected(newcomer.peer_id)
+            for message in messages[4:]:
+                await validator.network.publish("tx", message, timeout_s=60)
+            assert await receive_gossip(newcomer, 8) == set(messages)
+            status = newcomer.status(validator.peer_id)
+            assert status is not None
+            assert status.points == 0
+            assert len(newcomer.events) == 1
+
+    run_trio(main)
+
+
+def test_a_message_without_room_is_left_unseen_and_arrives_when_published_again() -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            busy = await start_node(nursery, config_of(seed_of(1), limits=quick(gossip_inbox_messages_max=1)))
+            author = await start_node(nursery, config_of(seed_of(2), gossip=[busy.address], limits=quick()))
+            running = busy.network._running
+            assert running is not None
+            await author.network.publish("tx", b"fills the inbox", timeout_s=60)
+            await author.network.publish("tx", b"no room", timeout_s=60)
+            pubsub = running.pubsub
+            await until_true(lambda: pubsub.ignored_messages > 0)
+            assert (await busy.network.gossip.receive()).data == b"fills the inbox"
+            await author.network.publish("tx", b"no room", timeout_s=60)
+            assert (await busy.network.gossip.receive()).data == b"no room"
+            nursery.cancel_scope.cancel()
 
     run_trio(main)
 
@@ -295,8 +317,8 @@ def test_publishing_to_nobody_says_so() -> None:
 def test_gossip_the_validator_rejects_is_not_delivered_and_costs_the_forwarder() -> None:
     async def main() -> None:
         async with open_mesh(1, full_nodes=1) as ((validator,), (full,), _):
-            await full.network.publish("tx", b"bad", timeout_s=20)
-            await full.network.publish("tx", b"good", timeout_s=20)
+            await full.network.publish("tx", b"bad", timeout_s=60)
+            await full.network.publish("tx", b"good", timeout_s=60)
             assert (await validator.network.gossip.receive()).data == b"good"
             status = validator.status(full.peer_id)
             assert status is not None
@@ -315,6 +337,7 @@ def test_a_peer_that_died_and_came_back_is_connected_again_and_heard() -> None:
                 await node.until_event(victim.peer_id, connected=False)
             others[0].network.broadcast(1, b"meanwhile")
             assert await receive_payloads(others[1], 1) == [b"meanwhile"]
+            await until_dial_failed(others[0], victim.peer_id)
 
             reborn = await start_node(nursery, config)
             for node in (*others, full):
@@ -324,11 +347,19 @@ def test_a_peer_that_died_and_came_back_is_connected_again_and_heard() -> None:
             assert b"welcome" in [*await receive_payloads(reborn, 1), *await receive_payloads(reborn, 1)]
             reborn.network.broadcast(1, b"thanks")
             assert await receive_payloads(others[0], 1) == [b"thanks"]
-            await full.network.publish("tx", b"news", timeout_s=20)
+            await full.network.publish("tx", b"news", timeout_s=60)
             assert b"news" in await receive_gossip(reborn, 1)
             assert await full.network.request(reborn.peer_id, 1, b"ab", 20) == b"ba"
 
     run_trio(main)
+
+
+async def until_dial_failed(node: Node, peer_id: str) -> None:
+    """libp2p then refuses to dial the peer for a minute unless told otherwise."""
+    running = node.network._running
+    assert running is not None
+    blocked = running.host.get_network()._negative_peer_cache
+    await until_true(lambda: bool(blocked.is_blocked(peer_id)))
 
 
 def test_nodes_of_different_chains_do_not_talk() -> None:

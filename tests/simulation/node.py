@@ -53,6 +53,7 @@ class Node:
 
     honest = True
     """Whether the checker holds this node to its word."""
+    dead = False
 
     def __init__(self, world: "World", slot: int, key_index: int | None) -> None:
         self.world = world
@@ -99,6 +100,12 @@ class Node:
         self.replica = None
         self.incarnation += 1
         self.disk.crash(keep)
+
+    def crash_for_good(self) -> None:
+        """Kill the process for the rest of the run; the checker expects no progress of it."""
+        self.crash(0)
+        self.honest = False
+        self.dead = True
 
     def feed(self, event: Input) -> None:
         """Step the replica and perform its effects; a planned crash may cut them short anywhere."""

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from blake3 import blake3
 
@@ -13,6 +14,7 @@ from consensus.beacon import BeaconChain
 from consensus.config import ConsensusConfig
 from consensus.crypto import Verifier
 from consensus.digest import digest
+from consensus.effects import Diverged
 from consensus.messages import Message, decode_message, encode_message
 from consensus.replica import Replica
 from consensus.types import genesis_block
@@ -175,10 +177,10 @@ class World:
         for _ in range(schedule.crashes):
             slot = self.rng.choice([node.slot for node in self.nodes if node.honest])
             node = self.nodes[slot]
-            self.at(START_MS + self.rng.randint(100, schedule.chaos_ms), lambda node=node: self.crash(node))
+            self.at(START_MS + self.rng.randint(100, schedule.chaos_ms), partial(self.crash, node))
         for number in range(schedule.batches):
             born = START_MS + self.rng.randint(0, schedule.chaos_ms + schedule.calm_ms // 2)
-            self.at(born, lambda number=number: self._new_batch(number))
+            self.at(born, partial(self._new_batch, number))
         self.at(heal_ms, self._heal)
         self._run_until(heal_ms + 1)
         heights = {node.slot: self.checker.tips.get(node.slot, (0, b""))[0] for node in self.nodes}
@@ -189,6 +191,9 @@ class World:
         tips = [self.checker.tips[node.slot][0] for node in self.nodes if node.honest]
         if max(tips) - min(tips) > 6:
             raise Violation(f"honest nodes end far apart: heights {tips}")
+        for node in self.nodes:
+            if node.honest and any(isinstance(report, Diverged) for report in node.reports):
+                raise Violation(f"node {node.slot} reports diverged execution")
         self.counts["heights"] += max(tips)
         self.counts["rounds"] += max(node.replica.round for node in self.nodes if node.replica)
         self.counts["commits"] += self.checker.commits
@@ -236,7 +241,7 @@ class World:
         self.healed = True
         self.groups = None
         for node in self.nodes:
-            if node.replica is None:
+            if node.replica is None and not node.dead:
                 node.start()
 
     def _partition(self) -> None:
@@ -313,7 +318,7 @@ class World:
         """Ask a validator for a block; the answer comes back as a message."""
         for slot in self.slots(self.keys[source]):
             if not self.cut(asker, slot):
-                self.after(self.delay_ms(), lambda slot=slot: self._serve_block(asker, slot, block_id, known))
+                self.after(self.delay_ms(), partial(self._serve_block, asker, slot, block_id, known))
 
     def _serve_block(self, asker: int, slot: int, block_id: bytes, known: int) -> None:
         answer = self.nodes[slot].serve_block(block_id, known)
@@ -336,7 +341,7 @@ class World:
         for slot in self.slots(self.keys[source]):
             if batch in self.nodes[slot].batches and not self.cut(asker, slot):
                 node = self.nodes[asker]
-                self.after(2 * self.delay_ms(), lambda node=node: node.add_batch(batch))
+                self.after(2 * self.delay_ms(), partial(node.add_batch, batch))
 
     def request_batch_anywhere(self, asker: int, batch: bytes) -> None:
         """Ask every validator for a batch that is committed."""
@@ -352,7 +357,7 @@ class World:
         self.nodes[origin].add_batch(batch)
         for node in self.nodes:
             if node.slot != origin and not self.cut(origin, node.slot):
-                self.after(self.rng.choice((1, 5, 50, 600)), lambda node=node: node.add_batch(batch))
+                self.after(self.rng.choice((1, 5, 50, 600)), partial(node.add_batch, batch))
 
     def execution_ms(self) -> int:
         """Draw how long executing a block takes."""

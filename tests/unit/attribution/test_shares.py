@@ -73,7 +73,12 @@ def test_records_of_one_contributor_add_up() -> None:
 
 
 def test_no_records_no_gradient_or_no_positive_score_leave_everything_unattributed() -> None:
-    for scores in (Scores((), (), 5, ()), Scores((3,), (9,), 0, (0,)), Scores((3,), (0,), 9, (0,)), with_cosines(-7)):
+    for scores in (
+        Scores((), (), 5, ()),
+        Scores((3,), (9,), 0, (0,)),
+        Scores((3,), (0,), 9, (0,)),
+        with_cosines(-7),
+    ):
         assert attribute(scores, [b"alice"] * len(scores.values), 0).unattributed == SHARES_TOTAL
 
 
@@ -99,7 +104,9 @@ def test_impossible_scores_are_refused(
 
 
 @given(scored())
-def test_the_best_record_is_the_earliest_with_the_largest_cosine(case: tuple[Scores, list[bytes], int]) -> None:
+def test_the_best_record_is_the_earliest_with_the_largest_cosine(
+    case: tuple[Scores, list[bytes], int],
+) -> None:
     scores, _, _ = case
     squared = [scores.cosine_squared(i) for i in range(len(scores.values))]
     best = scores.best()
@@ -110,10 +117,14 @@ def test_the_best_record_is_the_earliest_with_the_largest_cosine(case: tuple[Sco
 
 
 @given(
-    st.dictionaries(st.binary(max_size=3), st.integers(0, 10**30), min_size=1).filter(lambda w: sum(w.values()) > 0),
+    st.dictionaries(st.binary(max_size=3), st.integers(0, 10**30), min_size=1).filter(
+        lambda w: sum(w.values()) > 0
+    ),
     st.integers(0, 10**9),
 )
-def test_largest_remainder_keeps_every_part_within_one_of_its_quota(weights: dict[bytes, int], total: int) -> None:
+def test_largest_remainder_keeps_every_part_within_one_of_its_quota(
+    weights: dict[bytes, int], total: int
+) -> None:
     parts = largest_remainder(weights, total)
     whole = sum(weights.values())
     assert sum(parts.values()) == total
@@ -123,6 +134,11 @@ def test_largest_remainder_keeps_every_part_within_one_of_its_quota(weights: dic
 
 def test_equal_remainders_go_to_the_smaller_id() -> None:
     assert largest_remainder({b"c": 1, b"a": 1, b"b": 1}, 2) == {b"a": 1, b"b": 1, b"c": 0}
-    for weights, total in (({b"a": 0}, 1), ({b"a": -1, b"b": 2}, 1), ({b"a": 1}, -1), (dict[bytes, int](), 1)):
+    for weights, total in (
+        ({b"a": 0}, 1),
+        ({b"a": -1, b"b": 2}, 1),
+        ({b"a": 1}, -1),
+        (dict[bytes, int](), 1),
+    ):
         with pytest.raises(ValueError, match="weights"):
             largest_remainder(weights, total)

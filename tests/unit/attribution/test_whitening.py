@@ -58,9 +58,11 @@ def test_jacobi_bits_are_pinned_and_do_not_depend_on_the_batch_or_threads() -> N
     finally:
         torch.set_num_threads(threads)
     assert together.view(torch.int32).equal(alone.view(torch.int32))
-    hilbert = torch.tensor([[float(2**30 // (i + j + 1)) for j in range(8)] for i in range(8)], dtype=torch.float64)
+    hilbert = torch.tensor(
+        [[float(2**30 // (i + j + 1)) for j in range(8)] for i in range(8)], dtype=torch.float64
+    )
     digest = blake3(eigenvectors(hilbert).numpy().tobytes()).hexdigest()
-    assert digest == "GOLDEN"
+    assert digest == "a8bfcea142fe3642ea8cd73653f6ac3d3dde6dfc9ce5680caafde8d89d91fffc"
 
 
 def test_degenerate_matrices_keep_the_identity() -> None:
@@ -74,7 +76,7 @@ def test_degenerate_matrices_keep_the_identity() -> None:
 
 @given(st.integers(2, 40))
 def test_every_pair_meets_once_a_sweep_and_rounds_are_disjoint(width: int) -> None:
-    met = []
+    met = list[tuple[int, int]]()
     for p, q in tournament(width):
         assert len({*p, *q}) == len(p) + len(q)
         met.extend(zip(p, q, strict=True))
@@ -86,7 +88,9 @@ def random_batch(seed: int, lengths: list[int]) -> FactorBatch:
     generator = torch.Generator().manual_seed(seed)
 
     def side(width: int) -> torch.Tensor:
-        return torch.randn(rows, width, generator=generator) * 2.0 ** torch.randint(-9, 9, (rows, 1), generator=generator)
+        return torch.randn(rows, width, generator=generator) * 2.0 ** torch.randint(
+            -9, 9, (rows, 1), generator=generator
+        )
 
     modules = tuple(ModuleFactors(f"m{i}", side(6 + i), side(4), side(9), side(4)) for i in range(2))
     stops = np.cumsum(lengths).tolist()
@@ -104,7 +108,9 @@ def test_gradients_are_the_exact_product_of_each_examples_own_tokens(seed: int, 
     for i, (start, stop) in enumerate(batch.spans):
         for k, m in enumerate(batch.modules):
             assert gradients[2 * k][i].equal(exact.matmul(m.dz[start:stop].T.contiguous(), m.u[start:stop]))
-            assert gradients[2 * k + 1][i].equal(exact.matmul(m.x[start:stop].T.contiguous(), m.dh[start:stop]))
+            assert gradients[2 * k + 1][i].equal(
+                exact.matmul(m.x[start:stop].T.contiguous(), m.dh[start:stop])
+            )
 
 
 def test_rotation_is_the_exact_product_with_the_basis() -> None:

@@ -1,6 +1,7 @@
 import json
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from node.ledger.genesis import (
 )
 from node.ledger.params import (
     DEFAULTS,
+    PPB,
     Params,
     check_params,
     decode_params,
@@ -23,6 +25,8 @@ from node.ledger.params import (
     params_from_dict,
     params_to_dict,
 )
+from node.ledger.serving import in_flight_max
+from node.ledger.settlement import fee_parts
 from node.ledger.state import (
     ArtefactStatus,
     get_account,
@@ -191,3 +195,20 @@ def test_an_error_shows_its_fields() -> None:
     assert str(error) == "what (place=01, count=3)"
     assert error.code == "some-code"
     assert str(LedgerError("bare")) == "bare"
+
+
+def test_the_document_states_every_parameter_with_its_default() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "economics.md").read_text()
+    for name, value in params_to_dict(DEFAULTS).items():
+        assert f"| `{name}` | {value:,} |" in text
+
+
+def test_cheating_on_everything_in_flight_costs_more_than_it_gains_at_the_defaults() -> None:
+    """docs/economics.md, audit arithmetic: S >= M * g / (1 - (1 - p)^M), in integers, for every M a bond allows."""
+    bond = DEFAULTS.provider_bond_min
+    calls_max, fees_max = in_flight_max(DEFAULTS, bond)
+    _, (owner, provider, _, _) = fee_parts(DEFAULTS, fees_max)
+    missed_ppb = PPB - DEFAULTS.audit_probability_ppb
+    for calls in range(1, calls_max + 1):
+        # with the denominators multiplied out: S * (10^9M - missed^M) >= gain * 10^9M
+        assert bond * (PPB**calls - missed_ppb**calls) >= (owner + provider) * PPB**calls

@@ -54,7 +54,7 @@ def test_recording_moves_the_fee_from_the_user_into_escrow() -> None:
         ({"adapter": bytes(32)}, "unknown-adapter"),
         ({"new_tokens_max": 513}, "limit-exceeded"),
         ({"new_tokens_max": 2}, "limit-exceeded"),
-        ({"fee": BALANCE + 1}, "insufficient-balance"),
+        ({"fee": PARAMS.provider_bond_min + 1}, "in-flight-full"),
     ],
 )
 def test_a_voucher_that_cannot_be_charged_fails_its_record(
@@ -131,6 +131,20 @@ def test_serving_needs_a_bond_and_the_bond_limits_what_is_in_flight() -> None:
     world.accept("provider", third)
 
 
+def test_fees_in_flight_never_exceed_the_bond() -> None:
+    world = World(replace(PARAMS, audit_probability_ppb=0))
+    adapter = world.active_adapter()
+    most = world.record_body(world.voucher(adapter, 1, fee=PARAMS.provider_bond_min - OPEN))
+    world.accept("provider", most)
+    assert (
+        world.submit("provider", world.record_body(world.voucher(adapter, 2, 2 * OPEN))).code
+        == "in-flight-full"
+    )
+    world.accept("provider", world.record_body(world.voucher(adapter, 2)))
+    world.blocks(4)  # the beacon lets them land
+    world.record(adapter, 3, PARAMS.provider_bond_min)
+
+
 def test_the_backlog_of_open_inferences_is_bounded() -> None:
     world = World(replace(PARAMS, inferences_open_max=1))
     adapter = world.active_adapter()
@@ -196,7 +210,7 @@ def test_an_undrawn_fee_stays_in_escrow_and_is_no_longer_in_flight() -> None:
     assert get_supply(world.state).escrowed == OPEN
     provider = get_provider(world.state, address("provider"))
     assert provider is not None
-    assert (provider.in_flight, provider.recorded) == (0, 1)
+    assert (provider.in_flight, provider.in_flight_fees, provider.recorded) == (0, 0, 1)
     world.blocks(20)
     assert get_supply(world.state).escrowed == OPEN
 
@@ -280,4 +294,5 @@ def test_a_user_who_spent_its_balance_cannot_be_charged() -> None:
     adapter = world.active_adapter()
     body = world.record_body(world.voucher(adapter))
     world.accept("user", Transfer(address("ann"), world.balance("user") - OPEN // 2))
+    assert world.balance("user") < OPEN
     assert world.submit("provider", body).code == "insufficient-balance"

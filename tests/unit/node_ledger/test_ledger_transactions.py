@@ -103,7 +103,7 @@ def test_the_hash_binds_chain_and_signature() -> None:
 
 def test_wrong_field_types_sizes_and_ranges_are_refused_at_every_position() -> None:
     fields = decode(encode_transaction(signed(Transfer(HASH, 5))), 1_000)
-    spoiled = {
+    spoiled: dict[int, list[object]] = {
         0: [2, "1", None],
         1: [b"short", "text", 5],
         2: [bytes(31), bytes(32), 1],

@@ -261,9 +261,10 @@ class World:
         return inference_id(voucher)
 
     def drawn(self, adapter: bytes, sequence: int = 1, fee: int = OPEN) -> bytes:
-        """A recorded inference that the beacon has drawn: two proposers of four are more than a third."""
+        """A recorded inference after its draw: two equal proposers of four are more than a third."""
         name = self.record(adapter, sequence, fee)
-        self.blocks(2)
+        while self.inference(name).status == InferenceStatus.RECORDED and self.height < 1_000:
+            self.block()
         return name
 
     def revealed(self, adapter: bytes, sequence: int = 1, fee: int = OPEN) -> bytes:

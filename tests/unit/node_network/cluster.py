@@ -198,6 +198,12 @@ async def open_mesh(
         nursery.cancel_scope.cancel()
 
 
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Wait for something inside the adapter that announces itself to nobody."""
+    while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        await trio.sleep(0.01)
+
+
 async def receive_payloads(node: Node, count: int) -> list[bytes]:
     return [(await node.network.frames.receive()).payload for _ in range(count)]
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -135,8 +136,8 @@ def test_cancelling_the_daemon_ends_the_process_at_once() -> None:
         worker = RecomputeProcess([sys.executable, "-c", stubborn])
         original = trio.lowlevel.open_process
 
-        async def remember(*arguments: object, **options: object) -> trio.Process:
-            child = await original(*arguments, **options)  # type: ignore[arg-type]
+        async def remember(*arguments: Any, **options: Any) -> trio.Process:
+            child: trio.Process = await original(*arguments, **options)
             seen.append(child.pid)
             return child
 

@@ -1,0 +1,1 @@
+"""Daemons and workers that misbehave on purpose, each named by its misdeed."""

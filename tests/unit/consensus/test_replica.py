@@ -1,0 +1,663 @@
+"""A replica on the bench: one input at a time, every rule of docs/protocol.md that a replica keeps."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from consensus.effects import (
+    Behind,
+    Deliver,
+    Diverged,
+    Effect,
+    FetchBlock,
+    FetchPayload,
+    Misbehaved,
+    Persist,
+    RequestPayload,
+    Send,
+    SetTimer,
+)
+from consensus.errors import LocalError
+from consensus.inputs import (
+    BlocksSynced,
+    Executed,
+    PayloadAvailable,
+    PayloadOffered,
+    PayloadPending,
+    PayloadRefused,
+    Started,
+    TimerFired,
+    TimerKind,
+)
+from consensus.messages import (
+    BlocksMessage,
+    CommitVoteMessage,
+    ProposalMessage,
+    SyncMessage,
+    TimeoutMessage,
+    VoteMessage,
+)
+from consensus.types import Block, TwoChain
+from tests.unit.consensus.lab import (
+    CONFIG,
+    GENESIS,
+    GENESIS_QC,
+    KEYS,
+    LEADERS,
+    NOW_MS,
+    Bench,
+    Chain,
+    cc_of,
+    commit_vote_by,
+    commit_votes,
+    follower,
+    of,
+    qc_of,
+    quorum_tc,
+    sent,
+    signed_block,
+    tc_of,
+    timeout_from,
+    timeouts,
+    vote_by,
+    votes,
+)
+
+BATCH = bytes([5]) * 32
+
+
+def line(chain: Chain, length: int, parent: Block = GENESIS) -> list[Block]:
+    blocks = [parent]
+    for _ in range(length):
+        blocks.append(chain.block(blocks[-1], blocks[-1].round + 1))
+    return blocks[1:]
+
+
+def expire(bench: Bench) -> list[Effect]:
+    """Let the round timer run out, whenever it is set to."""
+    bench.now_ms += 200_000
+    return bench.step(TimerFired(TimerKind.ROUND, bench.now_ms))
+
+
+# Committing.
+
+
+def test_a_two_chain_with_a_gap_commits_nothing() -> None:
+    """The pair (D@2, E@4) is certified and linked, yet b@3 on p may be committed by others: D must not be."""
+    chain, bench = Chain(), Bench(None)
+    p = chain.block(GENESIS, 1)
+    d = chain.block(GENESIS, 2, tc=quorum_tc(1, GENESIS_QC))
+    b = chain.block(p, 3, tc=quorum_tc(2, qc_of(p)))
+    e = chain.block(d, 4, tc=quorum_tc(3, qc_of(d)))
+    for block in (p, d, b, e):
+        bench.propose(block)
+        bench.certificates(qc_of(block))
+    assert bench.replica.high_qc == qc_of(e)
+    assert bench.delivered() == []
+    assert bench.replica.committed == GENESIS
+
+
+def test_a_two_chain_of_consecutive_rounds_commits_the_parent() -> None:
+    chain, bench = Chain(), Bench(None)
+    one, two, three = line(chain, 3)
+    for block in (one, two, three):
+        bench.propose(block)
+    assert bench.delivered() == [one.id]
+    assert of(bench.effects, Deliver)[0].proof == TwoChain(qc_of(one), qc_of(two))
+    bench.certificates(qc_of(three))
+    assert bench.delivered() == [one.id, two.id]
+
+
+def test_a_cc_commits_all_ancestors_oldest_first_and_each_once() -> None:
+    chain, bench = Chain(), Bench(None)
+    one = chain.block(GENESIS, 1)
+    two = chain.block(one, 3, tc=quorum_tc(2, qc_of(one)))
+    three = chain.block(two, 5, tc=quorum_tc(4, qc_of(two)))
+    for block in (one, two, three):
+        bench.propose(block)
+    assert bench.delivered() == []
+    bench.certificates(cc=cc_of(three))
+    bench.certificates(cc=cc_of(three))
+    bench.certificates(cc=cc_of(one))
+    assert bench.delivered() == [one.id, two.id, three.id]
+
+
+def test_commit_votes_of_a_quorum_commit() -> None:
+    chain, bench = Chain(), Bench(None)
+    (one,) = line(chain, 1)
+    bench.propose(one)
+    for index in range(3):
+        assert bench.delivered() == []
+        bench.hear(CommitVoteMessage(commit_vote_by(index, one), qc_of(one)), index)
+    assert bench.delivered() == [one.id]
+    assert bench.replica.high_cc == cc_of(one)
+
+
+def test_one_author_counts_once() -> None:
+    chain, bench = Chain(), Bench(None)
+    (one,) = line(chain, 1)
+    bench.propose(one)
+    for _ in range(3):
+        bench.hear(VoteMessage(vote_by(0, one)))
+        bench.hear(CommitVoteMessage(commit_vote_by(1, one), qc_of(one)))
+    assert bench.replica.round == 2
+    assert bench.delivered() == []
+    two = Bench(None)
+    for _ in range(3):
+        two.hear(VoteMessage(vote_by(0, one)))
+    assert two.replica.round == 1
+
+
+# Voting and effects.
+
+
+def test_a_vote_is_persisted_before_it_is_sent() -> None:
+    chain, bench = Chain(), Bench(follower(1))
+    effects = bench.propose(line(chain, 1)[0])
+    kinds = [type(effect) for effect in effects]
+    assert kinds[:2] == [Persist, Send]
+    persist = of(effects, Persist)[0]
+    assert persist.sync
+    assert persist.record is not None
+    assert [block.round for block in persist.blocks] == [1]
+
+
+def test_effects_come_in_contract_order() -> None:
+    chain, bench = Chain(), Bench(follower(1, 2, 3))
+    order = [Persist, Send, Deliver]
+    for block in line(chain, 3):
+        effects = bench.propose(block)
+        ranks = [order.index(type(effect)) if type(effect) in order else 3 for effect in effects]
+        assert ranks == sorted(ranks)
+        assert ranks.count(0) <= 1
+    assert bench.delivered()
+
+
+def test_votes_and_commit_votes_on_the_happy_path() -> None:
+    chain, bench = Chain(), Bench(follower(1, 2))
+    one, two = line(chain, 2)
+    assert [vote.block_id for vote in votes(bench.propose(one))] == [one.id]
+    effects = bench.propose(two)
+    assert [vote.block_id for vote in votes(effects)] == [two.id]
+    assert [vote.block_id for vote in commit_votes(effects)] == [one.id]
+
+
+def test_four_replicas_commit_by_three_delays() -> None:
+    """Proposal, votes, commit votes: after three exchanges everyone has delivered the block."""
+    benches = [Bench(index) for index in range(4)]
+    for bench in benches:
+        bench.step(PayloadAvailable(BATCH, NOW_MS))
+    leader = LEADERS.index(1)
+    benches[leader].step(PayloadPending(True, NOW_MS))
+    wave = [(leader, send) for send in of(benches[leader].step(PayloadOffered(1, (BATCH,), NOW_MS)), Send)]
+    for _ in range(3):
+        following: list[tuple[int, Send]] = []
+        for sender, send in wave:
+            for index, bench in enumerate(benches):
+                if index != sender and send.to in (None, KEYS[index]):
+                    following.extend((index, out) for out in of(bench.hear(send.message, sender), Send))
+        wave = following
+    for bench in benches:
+        assert len(bench.delivered()) == 1
+        assert of(bench.effects, Deliver)[0].blocks[0].header.payload == (BATCH,)
+
+
+def test_a_missing_batch_gates_the_vote() -> None:
+    chain, bench = Chain(), Bench(follower(1))
+    block = chain.block(GENESIS, 1, payload=(BATCH,))
+    effects = bench.propose(block)
+    assert votes(effects) == []
+    (fetch,) = of(effects, FetchPayload)
+    assert fetch.digests == (BATCH,)
+    assert fetch.sources == (block.header.proposer,)
+    assert votes(bench.step(PayloadAvailable(bytes(32), NOW_MS))) == []
+    assert [vote.block_id for vote in votes(bench.step(PayloadAvailable(BATCH, NOW_MS)))] == [block.id]
+
+
+def test_a_missing_batch_is_asked_for_again_elsewhere() -> None:
+    chain, bench = Chain(), Bench(follower(1))
+    bench.propose(chain.block(GENESIS, 1, payload=(BATCH,)))
+    bench.now_ms += CONFIG.fetch_retry_ms
+    (again,) = of(bench.step(TimerFired(TimerKind.FETCH, bench.now_ms)), FetchPayload)
+    assert len(again.sources) == 2
+
+
+def test_an_invalid_batch_gets_no_vote() -> None:
+    chain, bench = Chain(), Bench(follower(1))
+    bench.propose(chain.block(GENESIS, 1, payload=(BATCH,)))
+    assert votes(bench.step(PayloadRefused(BATCH, NOW_MS))) == []
+    assert votes(bench.step(PayloadAvailable(BATCH, NOW_MS))) == []
+
+
+def test_a_batch_named_by_an_uncommitted_ancestor_gets_no_vote() -> None:
+    chain, bench = Chain(), Bench(follower(1, 2))
+    bench.step(PayloadAvailable(BATCH, NOW_MS))
+    one = chain.block(GENESIS, 1, payload=(BATCH,))
+    two = chain.block(one, 2, payload=(BATCH,))
+    bench.propose(one)
+    assert votes(bench.propose(two)) == []
+
+
+def test_a_vote_waits_for_execution_and_compares_it() -> None:
+    chain, bench = Chain(), Bench(follower(1, 2, 3))
+    one, two, _ = line(chain, 3)
+    state, receipts = bytes([1]) * 32, bytes([2]) * 32
+    claim: dict[str, Any] = {"executed_height": 1, "state_digest": state, "receipts_accumulator": receipts}
+    three = chain.block(two, 3, **claim)
+    bench.propose(one)
+    bench.propose(two, None)
+    assert votes(bench.propose(three, cc_of(one))) == []
+    right = Executed(1, one.id, state, receipts, NOW_MS)
+    assert [vote.block_id for vote in votes(bench.step(right))] == [three.id]
+
+
+@pytest.mark.parametrize("field", ["state_digest", "receipts_accumulator"])
+def test_a_different_execution_gets_no_vote(field: str) -> None:
+    chain, bench = Chain(), Bench(follower(1, 2, 3))
+    one, two, _ = line(chain, 3)
+    own = {"state_digest": bytes([1]) * 32, "receipts_accumulator": bytes([2]) * 32}
+    claim: dict[str, Any] = {"executed_height": 1, **own, field: bytes([9]) * 32}
+    three = chain.block(two, 3, **claim)
+    for block in (one, two):
+        bench.propose(block)
+    bench.certificates(cc=cc_of(one))
+    bench.step(Executed(1, one.id, **own, now_ms=NOW_MS))
+    effects = bench.propose(three)
+    assert votes(effects) == []
+    (diverged,) = of(effects, Diverged)
+    assert (diverged.height, diverged.committed) == (1, False)
+    assert not bench.replica.diverged
+
+
+def test_contradicting_a_committed_claim_stops_voting() -> None:
+    chain, bench = Chain(), Bench(follower(4))
+    one, two, _ = line(chain, 3)
+    three = chain.block(
+        two, 3, executed_height=1, state_digest=bytes([1]) * 32, receipts_accumulator=bytes([2]) * 32
+    )
+    for block in (one, two, three):
+        bench.propose(block)
+    bench.certificates(cc=cc_of(three))
+    effects = bench.step(Executed(1, one.id, bytes([9]) * 32, bytes([2]) * 32, NOW_MS))
+    assert [diverged.committed for diverged in of(effects, Diverged)] == [True]
+    assert bench.replica.diverged
+    four = chain.block(
+        three, 4, executed_height=1, state_digest=bytes([9]) * 32, receipts_accumulator=bytes([2]) * 32
+    )
+    assert votes(bench.propose(four)) == []
+
+
+def test_a_block_too_far_above_its_execution_is_empty() -> None:
+    chain, config = Chain(), replace(CONFIG, lag_max=2)
+    bench = Bench(None, config=config)
+    blocks = line(chain, 2)
+    for block in blocks:
+        bench.propose(block)
+    full = chain.block(blocks[-1], 3, payload=(BATCH,))
+    assert [fault.reason for fault in of(bench.propose(full), Misbehaved)] == ["payload while execution lags"]
+
+
+@pytest.mark.parametrize("drift_ms", [CONFIG.drift_ms_max + 1, -CONFIG.drift_ms_max - 1])
+def test_a_timestamp_far_from_the_clock_gets_no_vote(drift_ms: int) -> None:
+    chain = Chain()
+    block = chain.block(GENESIS, 1)
+    bench = Bench(follower(1), start=False)
+    bench.now_ms = block.header.timestamp_ms + drift_ms
+    bench.step(Started(bench.now_ms))
+    assert votes(bench.propose(block)) == []
+    near = Bench(follower(1), start=False)
+    near.now_ms = block.header.timestamp_ms + drift_ms - (1 if drift_ms > 0 else -1)
+    near.step(Started(near.now_ms))
+    assert len(votes(near.propose(block))) == 1
+
+
+# Header rules.
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"chain_id": bytes(32)},
+        {"epoch": 1},
+        {"height": 3},
+        {"height": 1},
+        {"timestamp_ms": 0},
+        {"proposer": KEYS[LEADERS.index(1)]},
+        {"beacon_reveal": bytes(32)},
+        {"executed_height": 2},
+        {"next_validators_hash": bytes(32)},
+        {"parent": GENESIS.id},
+        {"payload": tuple(bytes([i]) * 32 for i in range(65))},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_broken_header_never_enters(changes: dict[str, Any]) -> None:
+    chain, bench = Chain(), Bench(follower(1, 2))
+    (one,) = line(chain, 1)
+    bench.propose(one)
+    broken = chain.block(one, 2, **changes)
+    effects = bench.hear(ProposalMessage(broken, None))
+    assert votes(effects) == []
+    assert of(effects, Misbehaved)
+    bench.certificates(qc_of(broken))
+    assert bench.replica.uncommitted_chain(broken.id, 0) == ()
+
+
+def test_a_proposal_signed_by_another_than_the_leader_is_refused() -> None:
+    chain, bench = Chain(), Bench(follower(1))
+    (one,) = line(chain, 1)
+    forged = signed_block(one.header, one.qc, None, signer=follower(1))
+    assert [fault.reason for fault in of(bench.hear(ProposalMessage(forged, None)), Misbehaved)] == [
+        "bad signature"
+    ]
+
+
+def test_executed_height_never_falls() -> None:
+    chain, bench = Chain(), Bench(None)
+    one, two, _ = line(chain, 3)
+    three = chain.block(two, 3, executed_height=2)
+    four = chain.block(three, 4, executed_height=1)
+    for block in (one, two, three, four):
+        bench.propose(block)
+    assert [fault.reason for fault in of(bench.effects, Misbehaved)] == ["executed height falls"]
+
+
+def test_a_tc_is_attached_exactly_when_rounds_were_skipped() -> None:
+    chain = Chain()
+    for block in (
+        chain.block(GENESIS, 1, tc=quorum_tc(1, GENESIS_QC)),
+        chain.block(GENESIS, 2),
+        chain.block(GENESIS, 3, tc=quorum_tc(1, GENESIS_QC)),
+    ):
+        assert [fault.reason for fault in of(Bench(None).propose(block), Misbehaved)]
+
+
+def test_a_proposal_that_hides_the_highest_qc_of_its_tc_is_refused() -> None:
+    chain, bench = Chain(), Bench(follower(1, 2, 3))
+    (one,) = line(chain, 1)
+    bench.propose(one)
+    tc = tc_of(2, {0: GENESIS_QC, 1: GENESIS_QC, 2: qc_of(one)})
+    effects = bench.propose(chain.block(GENESIS, 3, tc=tc))
+    assert votes(effects) == []
+    assert [fault.reason for fault in of(effects, Misbehaved)] == ["extends less than the TC's highest QC"]
+
+
+# Equivocation.
+
+
+def test_a_second_proposal_of_a_round_is_evidence_and_gets_no_vote() -> None:
+    chain, bench = Chain(), Bench(follower(1))
+    one = chain.block(GENESIS, 1)
+    other = chain.block(GENESIS, 1, timestamp_ms=one.header.timestamp_ms + 1)
+    assert len(votes(bench.propose(one))) == 1
+    effects = bench.propose(other)
+    assert votes(effects) == []
+    (fault,) = of(effects, Misbehaved)
+    assert (fault.peer, fault.reason) == (one.header.proposer, "two proposals in a round")
+    assert fault.evidence is not None
+    assert fault.evidence[0] != fault.evidence[1]
+
+
+def test_a_certified_second_proposal_is_fetched_and_committed() -> None:
+    chain, bench = Chain(), Bench(None)
+    one = chain.block(GENESIS, 1)
+    other = chain.block(GENESIS, 1, timestamp_ms=one.header.timestamp_ms + 1)
+    bench.propose(one)
+    (fetch,) = of(bench.certificates(qc_of(other), cc=cc_of(other)), FetchBlock)
+    assert fetch.block_id == other.id
+    bench.hear(BlocksMessage((other,)))
+    assert bench.delivered() == [other.id]
+
+
+def test_two_votes_of_one_author_are_evidence() -> None:
+    chain, bench = Chain(), Bench(None)
+    one = chain.block(GENESIS, 1)
+    other = chain.block(GENESIS, 1, timestamp_ms=one.header.timestamp_ms + 1)
+    bench.hear(VoteMessage(vote_by(2, one)))
+    (fault,) = of(bench.hear(VoteMessage(vote_by(2, other))), Misbehaved)
+    assert (fault.peer, fault.reason) == (KEYS[2], "two votes in a round")
+
+
+def test_a_forged_vote_blames_the_sender_and_not_the_author() -> None:
+    chain, bench = Chain(), Bench(None)
+    (one,) = line(chain, 1)
+    forged = replace(vote_by(2, one), author=KEYS[1])
+    (fault,) = of(bench.hear(VoteMessage(forged), sender=3), Misbehaved)
+    assert (fault.peer, fault.reason) == (KEYS[3], "bad signature")
+
+
+# Rounds, timeouts and both liveness guards.
+
+
+def test_a_late_qc_does_not_remove_the_tc_that_permits_the_round() -> None:
+    chain, me = Chain(), follower(4)
+    one = chain.block(GENESIS, 1)
+    bench = Bench(me)
+    bench.certificates(tc=quorum_tc(3, GENESIS_QC))
+    assert bench.replica.round == 4
+    bench.certificates(qc_of(one))
+    (timeout, *_) = timeouts(expire(bench))
+    assert (timeout.round, timeout.high_qc_round) == (4, 1)
+
+
+def test_a_replayed_tc_does_not_replace_the_tc_that_permits_the_round() -> None:
+    me = follower(4)
+    bench = Bench(me)
+    bench.certificates(tc=quorum_tc(3, GENESIS_QC))
+    bench.certificates(tc=quorum_tc(2, GENESIS_QC))
+    assert bench.replica.round == 4
+    (timeout, *_) = timeouts(expire(bench))
+    assert timeout.round == 4
+    assert bench.replica.sync_info.last_tc == quorum_tc(3, GENESIS_QC)
+
+
+def test_the_leader_after_a_tc_proposes_with_that_tc_despite_a_late_qc() -> None:
+    chain, leader = Chain(), LEADERS.index(4)
+    one = chain.block(GENESIS, 1)
+    bench = Bench(leader)
+    if LEADERS.index(1) != leader:
+        bench.propose(one)
+    bench.certificates(tc=quorum_tc(3, GENESIS_QC))
+    bench.certificates(qc_of(one), tc=quorum_tc(2, GENESIS_QC))
+    (message,) = sent(bench.step(PayloadOffered(4, (), NOW_MS)), ProposalMessage)
+    assert message.block.tc == quorum_tc(3, GENESIS_QC)
+    assert message.block.qc == qc_of(one)
+    voter = Bench(follower(4))
+    voter.propose(one)
+    assert [vote.block_id for vote in votes(voter.propose(message.block))] == [message.block.id]
+
+
+def test_one_honest_timeout_is_enough_to_join_and_a_quorum_enters_the_next_round() -> None:
+    bench = Bench(3)
+    assert timeouts(bench.hear(timeout_from(0, 1, GENESIS_QC))) == []
+    effects = bench.hear(timeout_from(1, 1, GENESIS_QC), 1)
+    assert [timeout.round for timeout in timeouts(effects)] == [1]
+    assert bench.replica.round == 2
+    last_tc = bench.replica.sync_info.last_tc
+    assert last_tc is not None
+    assert last_tc.round == 1
+
+
+def test_a_timeout_is_repeated_unchanged_until_the_round_changes() -> None:
+    chain, bench = Chain(), Bench(follower(4))
+    one = chain.block(GENESIS, 1)
+    bench.certificates(tc=quorum_tc(3, GENESIS_QC))
+    first = sent(expire(bench), TimeoutMessage)[0]
+    bench.certificates(qc_of(one))
+    again = sent(expire(bench), TimeoutMessage)[0]
+    assert again.timeout == first.timeout
+    assert again.high_qc == GENESIS_QC
+
+
+def test_no_vote_and_no_commit_vote_after_the_timeout() -> None:
+    chain, bench = Chain(), Bench(follower(1))
+    (one,) = line(chain, 1)
+    assert timeouts(expire(bench))
+    bench.now_ms = NOW_MS
+    assert votes(bench.propose(one)) == []
+    assert commit_votes(bench.certificates(qc_of(one))) == []
+    assert bench.replica.round == 2
+
+
+def test_a_laggard_that_times_out_of_a_past_round_is_helped_but_not_flooded() -> None:
+    chain, bench = Chain(), Bench(follower(1, 2, 3))
+    for block in line(chain, 3):
+        bench.propose(block)
+    effects = bench.hear(timeout_from(0, 1, GENESIS_QC))
+    helped = [send for send in of(effects, Send) if isinstance(send.message, SyncMessage)]
+    assert [send.to for send in helped] == [KEYS[0]]
+    assert sent(bench.hear(timeout_from(0, 2, GENESIS_QC, quorum_tc(1, GENESIS_QC))), SyncMessage) == []
+
+
+def test_timeouts_grow_by_a_fifth_per_round_without_commit_up_to_the_limit() -> None:
+    bench = Bench(0)
+    waits = []
+    for round_ in range(3, 40):
+        bench.now_ms += 1
+        effects = bench.certificates(tc=quorum_tc(round_, GENESIS_QC))
+        (timer,) = [effect for effect in of(effects, SetTimer) if effect.kind is TimerKind.ROUND]
+        assert timer.at_ms is not None
+        waits.append(timer.at_ms - bench.now_ms)
+    assert waits[0] == CONFIG.timeout_ms_base * 36 // 25
+    assert waits == sorted(waits)
+    assert waits[-1] == CONFIG.timeout_ms_max
+
+
+# Proposing.
+
+
+def test_an_idle_leader_beats_within_two_seconds() -> None:
+    bench = Bench(LEADERS.index(1))
+    timers = {timer.kind: timer.at_ms for timer in of(bench.effects, SetTimer)}
+    assert timers[TimerKind.PROPOSE] == NOW_MS + CONFIG.heartbeat_ms <= NOW_MS + 2_000
+    bench.now_ms += CONFIG.heartbeat_ms
+    (request,) = of(bench.step(TimerFired(TimerKind.PROPOSE, bench.now_ms)), RequestPayload)
+    assert (request.round, request.parent_id, request.empty_only) == (1, GENESIS.id, False)
+    (message,) = sent(bench.step(PayloadOffered(1, (), bench.now_ms)), ProposalMessage)
+    assert message.block.header.payload == ()
+
+
+def test_a_leader_with_payload_asks_at_once_and_stays_idle_when_offered_nothing() -> None:
+    bench = Bench(LEADERS.index(1))
+    assert len(of(bench.step(PayloadPending(True, NOW_MS)), RequestPayload)) == 1
+    assert sent(bench.step(PayloadOffered(1, (), NOW_MS)), ProposalMessage) == []
+    assert len(of(bench.step(PayloadPending(True, NOW_MS)), RequestPayload)) == 1
+    (message,) = sent(bench.step(PayloadOffered(1, (BATCH,), NOW_MS)), ProposalMessage)
+    assert message.block.header.payload == (BATCH,)
+    assert sent(bench.step(PayloadOffered(1, (bytes(32),), NOW_MS)), ProposalMessage) == []
+
+
+def test_a_proposal_follows_from_its_parent() -> None:
+    chain, leader = Chain(), LEADERS.index(2)
+    (one,) = line(chain, 1)
+    bench = Bench(leader)
+    bench.propose(one)
+    bench.certificates(qc_of(one))
+    bench.step(PayloadPending(True, NOW_MS))
+    (message,) = sent(bench.step(PayloadOffered(2, (BATCH,), NOW_MS)), ProposalMessage)
+    assert (message.block.height, message.block.header.parent, message.block.tc) == (2, one.id, None)
+    voter = Bench(follower(1, 2))
+    voter.propose(one)
+    voter.step(PayloadAvailable(BATCH, NOW_MS))
+    assert [vote.block_id for vote in votes(voter.propose(message.block))] == [message.block.id]
+
+
+def test_uncommitted_payload_is_named_in_the_request_and_not_proposed_twice() -> None:
+    chain, leader = Chain(), LEADERS.index(2)
+    one = chain.block(GENESIS, 1, payload=(BATCH,))
+    bench = Bench(leader)
+    bench.step(PayloadAvailable(BATCH, NOW_MS))
+    bench.step(PayloadPending(True, NOW_MS))
+    bench.propose(one)
+    (request,) = of(bench.certificates(qc_of(one)), RequestPayload)
+    assert request.uncommitted_payload == (BATCH,)
+    fresh = bytes([6]) * 32
+    (message,) = sent(bench.step(PayloadOffered(2, (BATCH, fresh), NOW_MS)), ProposalMessage)
+    assert message.block.header.payload == (fresh,)
+
+
+# Catching up.
+
+
+def test_a_proposal_with_an_unknown_parent_fetches_it_from_the_sender_then_from_signers() -> None:
+    chain, bench = Chain(), Bench(None)
+    one, two = line(chain, 2)
+    (fetch,) = of(bench.propose(two), FetchBlock)
+    assert (fetch.block_id, fetch.known_height, fetch.sources) == (one.id, 0, (KEYS[LEADERS.index(2)],))
+    bench.now_ms += CONFIG.fetch_retry_ms
+    (again,) = of(bench.step(TimerFired(TimerKind.FETCH, bench.now_ms)), FetchBlock)
+    assert set(again.sources) <= set(KEYS)
+    assert len(again.sources) == 2
+    bench.hear(BlocksMessage((one,)))
+    assert [block.id for block in bench.replica.uncommitted_chain(two.id, 0)] == [one.id, two.id]
+
+
+def test_fetched_ancestors_connect_and_commit() -> None:
+    chain, bench = Chain(), Bench(None)
+    blocks = line(chain, 10)
+    bench.propose(blocks[-1])
+    bench.hear(BlocksMessage(tuple(blocks[:-1])))
+    assert bench.delivered() == [block.id for block in blocks[:-2]]
+
+
+def test_blocks_nobody_asked_for_are_ignored() -> None:
+    chain, bench = Chain(), Bench(None)
+    (one,) = line(chain, 1)
+    assert bench.hear(BlocksMessage((one,))) == []
+    assert bench.replica.uncommitted_chain(one.id, 0) == ()
+
+
+def test_a_node_far_behind_asks_for_a_range_and_takes_it() -> None:
+    chain, bench = Chain(), Bench(None)
+    blocks = line(chain, 30)
+    (behind,) = of(bench.certificates(qc_of(blocks[-1]), cc=cc_of(blocks[-1])), Behind)
+    assert (behind.committed_height, behind.target_height) == (0, 30)
+    bench.step(
+        BlocksSynced(KEYS[0], tuple(blocks[:20]), TwoChain(qc_of(blocks[19]), qc_of(blocks[20])), NOW_MS)
+    )
+    assert bench.delivered() == [block.id for block in blocks[:20]]
+    bench.step(BlocksSynced(KEYS[0], tuple(blocks[15:]), cc_of(blocks[-1]), NOW_MS))
+    assert bench.delivered() == [block.id for block in blocks]
+
+
+def test_a_committed_range_without_links_or_proof_is_refused() -> None:
+    chain = Chain()
+    blocks = line(chain, 6)
+    fork = chain.block(blocks[1], 4, tc=quorum_tc(3, qc_of(blocks[1])))
+    for rows, proof in (
+        (blocks[:4], cc_of(blocks[4])),
+        (blocks[:4], cc_of(blocks[3], signers=(0, 1))),
+        (blocks[1:4], cc_of(blocks[3])),
+        ([*blocks[:2], *blocks[3:5]], cc_of(blocks[4])),
+        ([*blocks[:2], fork], TwoChain(qc_of(fork), qc_of(blocks[4]))),
+        ([*blocks[:2], replace(blocks[2], qc=qc_of(blocks[1], signers=(0, 1)))], cc_of(blocks[2])),
+    ):
+        bench = Bench(None)
+        effects = bench.step(BlocksSynced(KEYS[1], tuple(rows), proof, NOW_MS))
+        assert [fault.peer for fault in of(effects, Misbehaved)] == [KEYS[1]]
+        assert bench.delivered() == []
+
+
+def test_an_observer_follows_and_sends_nothing() -> None:
+    chain, bench = Chain(), Bench(None)
+    for block in line(chain, 5):
+        bench.propose(block)
+    expire(bench)
+    bench.hear(timeout_from(0, 1, GENESIS_QC))
+    assert len(bench.delivered()) == 3
+    assert of(bench.effects, Send) == []
+    assert of(bench.effects, RequestPayload) == []
+    assert all(not persist.sync for persist in of(bench.effects, Persist))
+
+
+# The driver's contract.
+
+
+def test_a_driver_that_breaks_the_contract_is_told() -> None:
+    with pytest.raises(LocalError):
+        Bench(0, start=False).step(TimerFired(TimerKind.ROUND, NOW_MS))
+    with pytest.raises(LocalError):
+        Bench(0).step(Started(NOW_MS))
+    with pytest.raises(LocalError):
+        Bench(0).step(Executed(1, GENESIS.id, bytes(32), bytes(32), NOW_MS))

@@ -1,0 +1,106 @@
+"""Golden digests: a change of any is a change of the protocol and must be on purpose."""
+
+from node.ledger.accumulator import Accumulator, accumulator_root, append
+from node.ledger.batch import Batch, StorageClaim, batch_digest, storage_receipt_digest
+from node.ledger.block import Receipt, encode_receipt, receipts_root
+from node.ledger.bodies import (
+    AdapterPublish,
+    AttestCommit,
+    AttestOpen,
+    BaseRegister,
+    Body,
+    ContributionSubmit,
+    DatanetCreate,
+    Held,
+    InferenceRecord,
+    InferenceReveal,
+    ProviderBond,
+    Transfer,
+)
+from node.ledger.lthash import lthash_of, state_digest
+from node.ledger.openings import Voucher, inference_id, output_commitment, prompt_commitment
+from node.ledger.records import records_root
+from node.ledger.results import attestation_commitment, audit_result_hash
+from node.ledger.state import Payout, Role
+from node.ledger.transaction import sign_transaction, signing_digest, transaction_hash
+
+CHAIN, A, B, SALT = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32, bytes([4]) * 32
+SHARES = ((bytes(32), 250_000_000), (A, 750_000_000))
+VOUCHER = Voucher(CHAIN, A, B, 7, A, B, 16, 10**9, 500)
+BODIES: list[Body] = [
+    Transfer(A, 5),
+    DatanetCreate("docs", ("CC-BY-4.0", "MIT"), "text"),
+    ContributionSubmit(A, B, 2, 9, A, 40, "MIT"),
+    BaseRegister(A, "tiny"),
+    AdapterPublish("a", A, (A, B), b"\x90", A, B, 9, A),
+    Held(A, B),
+    ProviderBond(5, "serves"),
+    InferenceRecord(VOUCHER, bytes(64), A, 3, 4),
+    InferenceReveal(A, B, 9),
+    AttestCommit(A, 0, B),
+    AttestOpen(A, 1, 0, B, SHARES, SALT),
+]
+
+GOLDEN = {
+    "sign transfer": "ff7974ad35f237c49927c6c4ddecf4e3484406d4dac6701e64336cbdc4af664f",
+    "hash transfer": "5cd1bd14fb4cad57251af37d57d93a2dd18adaf1e8cfa7521380eda5175c131e",
+    "sign datanet_create": "898a5d4fc529cec7e6291ca785c610a443b0a9fa56b0e856c5a0965c44b58e15",
+    "hash datanet_create": "5f5247ce886186c4e69f8d3a80ca2e5faf2c8064b6f46907979f07f4267c4425",
+    "sign contribution": "e1968ae2f1f24e8db22948cc85f39d34ac485f47681570928b5a9888c10abf8b",
+    "hash contribution": "2d04c021ad39795226695f74098ba737cfe8dbb55e496a2fc43b1dfd7aa498ea",
+    "sign base_register": "97685abdbfe8bc46a760ddd1723679403ed544cb1250f3c83fe012d33a2e6004",
+    "hash base_register": "d1fb618adf7467d1ae4465d527defa69f74369c1c94dd1b055601644a9d15757",
+    "sign adapter_publish": "b7df23475221103b3d8e474a543215edb8c4af730f4866ad0d8f1c3e189dc776",
+    "hash adapter_publish": "48b35976508acb3dd5a29053162be2c1c409ce771eca9ab7c92c9f902bd5df7f",
+    "sign held": "8d07f168b0ff6c841aaa6ecf67abaec3267c8a9a95c6e32f51841d38068463a3",
+    "hash held": "c5c317a74b59fac7c1a07041ad99a34bb1b3342a67717f215eaae44c905593c9",
+    "sign provider_bond": "76592f77d2b218bb7c838930ee8c5455537e277045a393521cb13710e65bfc24",
+    "hash provider_bond": "4c4015d7ad92aa393df6195bc66cd7360703704daea80ca8df3c86a1c87aa436",
+    "sign inference_record": "0c958693b23005c3cf1cf82e6497cd4d07ee69a56657ddd05ecb9d1b5a2e35bc",
+    "hash inference_record": "96fa792c95bc53b11116f69644ff9111e3956fd090e2119c0fc2c306dd89eb5e",
+    "sign inference_reveal": "98edcd12824e82d528eafbbc98db985704b386cc4dfeef48952d628fe28b2271",
+    "hash inference_reveal": "ce4a959875112bb02abf24874caf264c54ee1e15a5878983aefe12e99b48875c",
+    "sign attest_commit": "4d06a0d3fd1ffcee2c5f2af00f71eee621ac63e49572372efdeacaa7f005e615",
+    "hash attest_commit": "ae8a5c9fd01203bfd9a68bec03a736d6395cf0e48b902dd7e1cd109e417f31d7",
+    "sign attest_open": "d140521cff740c2e3549751e3c2af469d9cda7a5b0614fbc8b962334f6590faf",
+    "hash attest_open": "90eee35d93e274b87ec3320fb92a144358d801d017651ab79e75e7bd5ca74584",
+    "inference": "61aa8f73b10c44bccb1653e11ec399872382d5d54294a24894cb240ed9096f00",
+    "prompt": "131189c294bfd356fc3572940e71f17026443fc80c3eb6bc1566467598f14aaa",
+    "output": "68b275d16eb89531674aaa1a1d1ff4809b43afcecb8deeb1c695bd56681996c1",
+    "records": "0e1140a5b674de92361ecb6070d5031cf761e93b177e6dba4c4627fe450ccefe",
+    "result": "c3a59ac160ec522cc4b73b492c8bda759b4742c753d6a80ca78064fe70b7313c",
+    "attestation": "b3243f6dcf32f60a654767f6c516d01b9c743450413ff65e799740d9101a586d",
+    "batch": "829efbcf4b2ba756bd6ae78eb894c2a4b7ce93805ab669e6881bc8fbf95f66ef",
+    "storage": "f6a513fdc24e6037df9234b97a9e02f88a7fd6ee3d3e2ee1cc2f4f83a93d787b",
+    "receipts": "727034dbccbb9c527d1b454204c5f262cb9aa0d2974e0232261efae97891af13",
+    "state": "bdb45d0e5b24f5e40c7028c82c345d006e5f35bccfce7cd766202ec0963991cb",
+    "accumulator": "15654de1b83365ddf70df1bfc5e0fb9b356b59703a774b33189349ccc2eb0000",
+}
+
+
+def compute() -> dict[str, str]:
+    values: dict[str, bytes] = {}
+    for body in BODIES:
+        transaction = sign_transaction(A, chain_id=CHAIN, nonce=3, fee=10, valid_until=90, body=body)
+        values[f"sign {body.NAME}"] = signing_digest(transaction)
+        values[f"hash {body.NAME}"] = transaction_hash(transaction)
+    receipt = Receipt(A, 3, 0, "settled", 0, (Payout(Role.OWNER, B, 5),), 6)
+    accumulator = append(append(append(Accumulator(), A), B), SALT)
+    values |= {
+        "inference": inference_id(VOUCHER),
+        "prompt": prompt_commitment(SALT, [1, 300]),
+        "output": output_commitment(SALT, [1, 300]),
+        "records": records_root([[1, 2], [300, 70_000]]),
+        "result": audit_result_hash(A, B, 0, [1], [2, 3], [-1, 0, 2**70], SHARES, 0),
+        "attestation": attestation_commitment(A, 0, B, SHARES, A, SALT),
+        "batch": batch_digest(Batch(A, 1, ((b"tx", ((B, bytes(64)),)),), bytes(64)), CHAIN),
+        "storage": storage_receipt_digest(StorageClaim(A, 40, B, 2), CHAIN),
+        "receipts": receipts_root((receipt,)),
+        "state": state_digest(lthash_of({b"a/" + A: encode_receipt(receipt), b"g/head": b"x"}), CHAIN),
+        "accumulator": accumulator_root(accumulator),
+    }
+    return {name: value.hex() for name, value in values.items()}
+
+
+def test_digests_are_what_the_protocol_says() -> None:
+    assert compute() == GOLDEN
