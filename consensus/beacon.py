@@ -7,7 +7,7 @@ but can never choose one.
 
 from consensus.digest import digest
 
-_STRIDE = 256
+_STRIDE = 64
 
 
 def reveal_hash(reveal: bytes) -> bytes:

@@ -141,7 +141,9 @@ class DaemonBackend:
                 return None
             transaction = pooled.transaction
             kind = BODIES[transaction.kind].NAME
-            return TransactionView(tx_hash, "pending", kind, transaction.sender, transaction.nonce)
+            return TransactionView(
+                tx_hash, "pending", kind, transaction.sender, transaction.nonce, raw=pooled.raw
+            )
         height, position = place
         outcome, block = self._node.store.outcome(height), self._node.store.block_at(height)
         if outcome is None or block is None:
@@ -188,4 +190,5 @@ def _committed(receipt: Receipt, raw: bytes | None, height: int) -> TransactionV
         receipt.code,
         receipt.code.replace("-", " "),
         receipt.fee,
+        raw or b"",
     )

@@ -179,7 +179,9 @@ class Duties:
         if adapter is None:
             return None
         data = await trio.to_thread.run_sync(self._blobs.get, record.blob_digest)
-        opening = None if data is None else opening_of(record, data)
+        if data is None:
+            return None  # damaged on this disk: this machine's fault, so nothing is said of the provider
+        opening = opening_of(record, data)
         if opening is None:
             status = AuditStatus.OPENING_INVALID
             return AuditResult(

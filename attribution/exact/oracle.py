@@ -39,15 +39,24 @@ def float32_of(x: Fraction) -> float:
 
 def quantise_row(row: list[float]) -> tuple[list[int], int]:
     """(integers, exponent) of one row, by the definition."""
-    largest = max(
-        (abs(Fraction(v)) if math.isfinite(v) else Fraction(2) ** 200 for v in row), default=Fraction(0)
-    )
-    if largest >= Fraction(2) ** 101:
+    if not all(math.isfinite(v) and abs(v) < 2.0**101 for v in row):
         raise NotRepresentable("a row holds an infinity, a NaN or a magnitude of 2^101 or more")
+    largest = max((abs(v) for v in row), default=0.0)
     e = _E_MIN
-    while largest >= Fraction(2) ** (e + 13):
+    while largest >= math.ldexp(1.0, e + 13):
         e += 1
-    return [round_half_even(Fraction(v) / Fraction(2) ** e) for v in row], e
+    return [_grid_integer(v, e) for v in row], e
+
+
+def _grid_integer(v: float, e: int) -> int:
+    """v / 2^e rounded half to even, in integers."""
+    numerator, denominator = v.as_integer_ratio()
+    if e < 0:
+        numerator <<= -e
+    else:
+        denominator <<= e
+    whole, rest = divmod(numerator, denominator)
+    return whole + (2 * rest > denominator or (2 * rest == denominator and whole % 2 == 1))
 
 
 def oracle_matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from node.storage.blobs import blob_digest
 DATANET_NAME = "devnet-text"
 ADAPTER_NAME = "devnet-adapter"
 BASE_NAME = "byte-llama-0.8m"
-ACTIVE_SECONDS_MAX = 90.0
+ACTIVE_SECONDS_MAX = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,3 +71,7 @@ class StoryFailed(DevnetError):
         self.step = step
         self.reason = reason
         super().__init__(f"{step}: {reason}")
+
+
+class StoryTextInvalid(DevnetError):
+    """The contributors' text cannot be used; the message names the file and, where there is one, the line."""

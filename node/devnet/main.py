@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
 import tempfile
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from node.devnet.errors import DevnetError
 from node.devnet.layout import Layout, claim_home
 from node.devnet.network import VALIDATORS_MIN, Network, create_network
 from node.devnet.render import limited_console, render_files, render_report, render_running
-from node.devnet.report import write_report
+from node.devnet.report import Report, write_report
 from node.devnet.script import Script, read_script
 from node.devnet.story import play
-from node.devnet.supervisor import Fleet, run_nodes, write_devnet_json
+from node.devnet.supervisor import run_nodes, write_devnet_json
 from node.devnet.timeline import Timeline
 from node.devnet.workshop import open_workshop
 
@@ -41,7 +41,7 @@ def run_demo(
 ) -> int:
     """Play the story, stop everything, and return 0 only if every promise held; ``home`` keeps the report.
 
-    Raises `node.devnet.errors.DevnetError` and `node.devnet.stories.StoryError` for what a person can mend.
+    Raises `node.devnet.errors.DevnetError` for what a person can mend.
     """
     return run_devnet(home, validators, data, stay_up=False, as_json=as_json)
 
@@ -60,11 +60,11 @@ def run_devnet(
     """
     script = read_script(data)
     root = Path(tempfile.mkdtemp(prefix="openledger-")) if home is None else home
+    show = Show(as_json)
+    plan = Plan(validators, script, stay_up, show, Timeline(show.console))
     with claim_home(root) as layout:
-        network = create_network(layout, validators, tuple(script.records))
-        show = Show(as_json)
         try:
-            return trio.run(_run, layout, network, script, show, stay_up)
+            return trio.run(_run, layout, plan)
         except* DevnetError as errors:
             raise _first(errors) from None
 
@@ -83,13 +83,11 @@ class Show:
         else:
             self.console.print(f"[yellow]![/] {text}")
 
-    def headline(self, network: Network, stay_up: bool) -> None:
+    def headline(self, validators: int, stay_up: bool) -> None:
         """What is about to happen."""
         if self.console is not None:
-            self.console.print(
-                f"[bold]OpenLedger {'devnet' if stay_up else 'demo'}[/] "
-                f"[dim]{len(network.validators)} validators and a full node, each a process of its own[/]\n"
-            )
+            what = f"{validators} validators and a full node, each a process of its own"
+            self.console.print(f"\n[bold]OpenLedger {'devnet' if stay_up else 'demo'}[/]  [dim]{what}[/]\n")
 
     def report(self, path: Path, document: dict[str, Any]) -> None:
         """The report, rendered from its document."""
@@ -105,18 +103,29 @@ class Show:
             render_running(self.console, document, devnet)
 
 
-async def _run(layout: Layout, network: Network, script: Script, show: Show, stay_up: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was asked for."""
+
+    validators: int
+    script: Script
+    stay_up: bool
+    show: Show
+    timeline: Timeline
+
+
+async def _run(layout: Layout, plan: Plan) -> int:
     """Everything, under one cancel scope that a signal cancels."""
     interrupted = trio.Event()
     result = EXIT_INTERRUPTED
     async with trio.open_nursery() as nursery:
         await nursery.start(_cancel_on_signal, nursery.cancel_scope, interrupted)
-        result = await _play(layout, network, script, show, stay_up)
+        result = await _play(layout, plan)
         nursery.cancel_scope.cancel()
     if interrupted.is_set():
-        show.note("stopped")
-        # A devnet's story was told and its network was asked to end: that is success. Anything less was cut short.
-        return EXIT_OK if stay_up and layout.report_json.exists() else EXIT_INTERRUPTED
+        plan.show.note("stopped; nothing is left running")
+        # A devnet whose story was told was asked to end: that is success. Anything less was cut short.
+        return EXIT_OK if plan.stay_up and layout.report_json.exists() else EXIT_INTERRUPTED
     return result
 
 
@@ -125,7 +134,10 @@ async def _cancel_on_signal(
     interrupted: trio.Event,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asked us to outlive the terminal
+        wanted.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*wanted) as signals:
         task_status.started()
         async for _ in signals:
             interrupted.set()
@@ -133,33 +145,39 @@ async def _cancel_on_signal(
             return
 
 
-async def _play(layout: Layout, network: Network, script: Script, show: Show, stay_up: bool) -> int:
-    timeline = Timeline(show.console)
-    show.headline(network, stay_up)
+async def _play(layout: Layout, plan: Plan) -> int:
+    show, timeline = plan.show, plan.timeline
+    show.headline(plan.validators, plan.stay_up)
     async with AsyncExitStack() as stack:
         with timeline.step("Network") as step:
+            step.progress("drawing keys, writing homes and the genesis")
+            names = tuple(plan.script.records)
+            network = await trio.to_thread.run_sync(create_network, layout, plan.validators, names)
             step.progress("starting the nodes")
             fleet = await stack.enter_async_context(run_nodes(network, show.note))
-            await _until_up(layout, fleet)
-            full = network.full_node
+            views = await fleet.wait_ready(probe)
+            write_devnet_json(layout, fleet)
+            height = min(view.height for view in views.values())
             step.done(
-                f"{len(fleet.children)} nodes agree on blocks; everything enters at the full node, {full.rpc_url}"
+                f"{len(views)} nodes at height {height} and up; the story enters at {network.full_node.rpc_url}"
             )
-        workshop_log = layout.work / "workshop.log"
-        async with open_workshop(workshop_log, _threads()) as workshop:
-            await workshop.ask("open")
-            report = await play(network, workshop, script, layout.work, timeline)
+        report = await _tell(layout, network, plan)
         document = write_report(layout.report_json, report)
         show.report(layout.report_json, document)
-        if stay_up:
+        if plan.stay_up:
             show.running(document, json.loads(layout.devnet_json.read_bytes()))
-            await trio.sleep(math.inf)
+            await trio.sleep_forever()
         return EXIT_OK if report.ok else EXIT_FAILED
 
 
-async def _until_up(layout: Layout, fleet: Fleet) -> None:
-    await fleet.wait_ready(probe)
-    write_devnet_json(layout, fleet)
+async def _tell(layout: Layout, network: Network, plan: Plan) -> Report:
+    async with (
+        open_workshop(layout.work / "workshop.log", _threads()) as workshop,
+        trio.open_nursery() as nursery,
+    ):
+        # torch takes seconds to import; the contributors need none of it yet.
+        nursery.start_soon(workshop.ask, "open")
+        return await play(network, workshop, plan.script, layout.work, plan.timeline)
 
 
 def _threads() -> int:

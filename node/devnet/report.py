@@ -19,7 +19,7 @@
      "earned":       [{"name", "role", "amount", "answers"}],
      "unrelated":    {"texts", "unattributed_mean", "unattributed_min"},
      "submitted_at": [RPC URLs that transactions were submitted to],
-     "time":         [{"step", "seconds"}], "seconds", "seconds_max",
+     "time":         [{"step", "seconds"}], "seconds", "seconds_max" (null: no promise was made),
      "checks":       [{"name", "passed", "detail"}]}
 """
 
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from node.home import write_atomic
+from node.ledger.params import OPEN
 
 VERSION = 1
 SHARES_TOTAL = 10**9
@@ -144,12 +145,10 @@ class InferenceView:
         named = [share for share in self.shares if share.name != UNATTRIBUTED]
         return max(named, key=lambda share: share.share).name if named else None
 
-    @property
-    def likeness(self) -> float:
-        """How alike the answer and the record's rest are, 0 to 1 (difflib's ratio); 0 where there is no record."""
-        if not self.expected:
-            return 0.0
-        return SequenceMatcher(None, self.output, self.expected, autojunk=False).ratio()
+
+def likeness(output: str, expected: str | None) -> float:
+    """How alike an answer and a record's rest are, 0 to 1 (difflib's ratio); 0 where there is no record."""
+    return SequenceMatcher(None, output, expected, autojunk=False).ratio() if expected else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +212,7 @@ class Report:
     submitted_at: tuple[str, ...]
     time: tuple[TimeView, ...]
     seconds: float
-    seconds_max: float = SECONDS_MAX
+    seconds_max: float | None = SECONDS_MAX
     checks: tuple[Check, ...] = field(default=())
 
     @property
@@ -237,7 +236,7 @@ def check_report(report: Report) -> tuple[Check, ...]:
         _fees_wait_in_escrow(report, waiting),
         _supply_is_conserved(report),
         _states_agree(report),
-        _in_time(report),
+        *_in_time(report),
     )
 
 
@@ -251,16 +250,16 @@ def _adapter_is_confirmed(report: Report) -> Check:
     model, validators = report.model, _validators(report)
     passed = model.status == "active" and 3 * len(model.held_by) > 2 * len(validators)
     return Check(
-        "the adapter is active: validators rebuilt its index and got the same root",
+        "the adapter is active: validators rebuilt its index",
         passed,
-        f"{model.status}, {len(model.held_by)} of {len(validators)} confirmed {model.index_root[:12]}…",
+        f"{model.status}, {len(model.held_by)} of {len(validators)} got the root {model.index_root[:12]}…",
     )
 
 
 def _enough_of_both(audited: Sequence[InferenceView], waiting: Sequence[InferenceView]) -> Check:
     passed = len(audited) >= AUDITED_MIN and len(waiting) >= UNAUDITED_MIN
     return Check(
-        f"the beacon drew at least {AUDITED_MIN} calls for audit and left at least {UNAUDITED_MIN}",
+        f"the beacon drew at least {AUDITED_MIN} calls, and left at least {UNAUDITED_MIN}",
         passed,
         f"{len(audited)} audited, {len(waiting)} not",
     )
@@ -293,12 +292,13 @@ def _shares_are_whole(audited: Sequence[InferenceView]) -> Check:
 
 def _a_record_is_recited(audited: Sequence[InferenceView]) -> Check:
     about = [call for call in audited if call.about is not None]
-    good = [call for call in about if call.likeness >= VERBATIM_RATIO_MIN and call.leader == call.about]
-    best = max((call.likeness for call in about), default=0.0)
+    alike = {call.number: likeness(call.output, call.expected) for call in about}
+    good = [call for call in about if alike[call.number] >= VERBATIM_RATIO_MIN and call.leader == call.about]
+    best = max(alike.values(), default=0.0)
     return Check(
-        "a record's beginning is answered nearly verbatim, and its contributor leads the attribution",
+        "a record's beginning is answered nearly verbatim, and its owner leads",
         bool(good),
-        f"{len(good)} of {len(about)} audited beginnings, best likeness {best:.2f}",
+        f"{len(good)} of {len(about)} audited beginnings, likeness up to {best:.2f}",
     )
 
 
@@ -306,7 +306,7 @@ def _unrelated_is_unattributed(unrelated: UnrelatedView) -> Check:
     return Check(
         "text unrelated to the datanet is almost wholly unattributed",
         unrelated.unattributed_mean >= UNRELATED_UNATTRIBUTED_MIN,
-        f"{_percent(unrelated.unattributed_mean)} on average over {unrelated.texts} sentences",
+        f"{_percent(unrelated.unattributed_mean)} on average, {unrelated.texts} sentences",
     )
 
 
@@ -315,7 +315,7 @@ def _fees_wait_in_escrow(report: Report, waiting: Sequence[InferenceView]) -> Ch
     return Check(
         "fees of calls not audited wait in escrow",
         due == int(report.escrowed),
-        f"{due} units due, {report.escrowed} in escrow",
+        f"{format_open(report.escrowed)} OPEN of {len(waiting)} calls",
     )
 
 
@@ -325,7 +325,7 @@ def _supply_is_conserved(report: Report) -> Check:
     return Check(
         "supply before = supply after + burned, escrow counted",
         before == after + burned and after == counted and burned > 0,
-        f"{before} = {after} + {burned}",
+        f"{format_open(before)} = {format_open(after)} + {format_open(burned)}",
     )
 
 
@@ -334,16 +334,15 @@ def _states_agree(report: Report) -> Check:
     return Check(
         "every node has the same state digest at the same height",
         len(digests) == 1 and "" not in digests,
-        f"{len(report.nodes)} nodes, height {report.height}, {sorted(digests)[0][:12]}…",
+        f"{len(report.nodes)} nodes at height {report.height}: {sorted(digests)[0][:12]}…",
     )
 
 
-def _in_time(report: Report) -> Check:
-    return Check(
-        f"the story took at most {report.seconds_max:.0f} s",
-        report.seconds <= report.seconds_max,
-        f"{report.seconds:.1f} s",
-    )
+def _in_time(report: Report) -> tuple[Check, ...]:
+    if report.seconds_max is None:
+        return ()
+    name = f"the story took at most {report.seconds_max:.0f} s"
+    return (Check(name, report.seconds <= report.seconds_max, f"{report.seconds:.1f} s"),)
 
 
 def _validators(report: Report) -> set[str]:
@@ -353,6 +352,12 @@ def _validators(report: Report) -> set[str]:
 def _percent(share: int) -> str:
     """A share of 10^9 as a percentage with one decimal, rounded down: never flatters."""
     return f"{share * 1000 // SHARES_TOTAL / 10:.1f} %"
+
+
+def format_open(units: str | int, decimals: int = 2) -> str:
+    """Units as OPEN, rounded down; the exact units are in the report."""
+    whole, rest = divmod(int(units), OPEN)
+    return f"{whole:,}.{rest // 10 ** (9 - decimals):0{decimals}d}" if decimals else f"{whole:,}"
 
 
 def to_document(report: Report) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.devnet import stories
+from node.devnet.errors import StoryTextInvalid
 from node.devnet.report import INVENTED, RECORD_BEGINNING, UNRELATED
 
 STDLIB = "stdlib"
@@ -16,6 +17,11 @@ FIRST_CALLS = 12
 CALLS_MAX = 40
 """Calls asked in all, however the beacon draws: the chance that 40 leave fewer than 4 audited is below 10^-8."""
 
+NEW_TOKENS_MAX = 112
+"""Longest answer, in tokens of the byte-level base."""
+
+UNRELATED_SENTENCES = 24
+
 _BEGINNINGS_FIRST = 9
 _RESERVED = frozenset({"trainer", "provider", "user"})
 _INVENTED = ("turtle.teleport: ", "smtplib.send_pigeon: ", "decimal.divide_by_zero: ", "turtle.dance: ")
@@ -23,7 +29,10 @@ _INVENTED = ("turtle.teleport: ", "smtplib.send_pigeon: ", "decimal.divide_by_ze
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing the user asks. ``about`` is whose record it begins, ``expected`` that record's rest."""
+    """One thing the user asks.
+
+    ``about`` is whose record it begins, ``expected`` that record's rest, as far as an answer may go.
+    """
 
     prompt: str
     kind: str
@@ -50,14 +59,18 @@ class Script:
 def read_script(directory: Path | None) -> Script:
     """The story on the installed standard library, or on the ``NAME.jsonl`` files of a directory.
 
-    Raises `node.devnet.stories.StoryError` where the text cannot be used.
+    Raises `StoryTextInvalid` where the text cannot be used.
     """
-    if directory is None:
-        source, licence, texts = STDLIB, "PSF-2.0", stories.stdlib_contributors()
-    else:
-        source, licence, texts = DIRECTORY, "LicenseRef-Own", stories.load_directory(directory)
+    try:
+        if directory is None:
+            source, licence, texts = STDLIB, "PSF-2.0", stories.stdlib_contributors()
+        else:
+            source, licence, texts = DIRECTORY, "LicenseRef-Own", stories.load_directory(directory)
+    except stories.StoryError as error:
+        raise StoryTextInvalid(str(error)) from error
     records = {name: tuple(texts[given]) for name, given in account_names(texts).items()}
-    return Script(source, licence, records, _lines(records, source), tuple(stories.unrelated_texts()))
+    unrelated = tuple(stories.unrelated_texts())[:UNRELATED_SENTENCES]
+    return Script(source, licence, records, _lines(records, source), unrelated)
 
 
 def account_names(given: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
@@ -91,7 +104,8 @@ def _lines(records: Mapping[str, tuple[str, ...]], source: str) -> tuple[Line, .
 def _line(prompt: stories.Prompt) -> Line:
     if prompt.record is None:
         return Line(prompt.text, UNRELATED)
-    return Line(prompt.text, RECORD_BEGINNING, prompt.contributor, prompt.record[len(prompt.text) :])
+    rest = prompt.record[len(prompt.text) :].encode()[:NEW_TOKENS_MAX].decode("utf-8", "ignore")
+    return Line(prompt.text, RECORD_BEGINNING, prompt.contributor, rest)
 
 
 def _in_turns(rows: Sequence[Sequence[Line]]) -> list[Line]:

@@ -15,7 +15,7 @@ import trio
 from node.devnet.chain import POLL_SECONDS, Chain, Signer
 from node.devnet.errors import StoryFailed
 from node.devnet.report import AUDITED_MIN, UNAUDITED_MIN
-from node.devnet.script import Line
+from node.devnet.script import NEW_TOKENS_MAX, Line
 from node.devnet.timeline import Step
 from node.devnet.workshop import Workshop
 from node.ledger.bodies import InferenceRecord, InferenceReveal, ProviderBond
@@ -35,9 +35,8 @@ from node.rpc import shapes
 PROVIDER_NAME = "harbour-inference"
 BOND = 1_000 * OPEN
 FEE = OPEN
-NEW_TOKENS_MAX = 112
 VOUCHER_HEIGHTS = 2_000
-SETTLE_SECONDS_MAX = 120.0
+SETTLE_SECONDS_MAX = 300.0
 MORE_CALLS = 6
 FINAL = frozenset({"unaudited", "settled", "refunded", "slashed"})
 
@@ -111,17 +110,16 @@ async def bond_provider(chain: Chain, provider: Signer) -> bytes:
     return await chain.send("Bond", provider, ProviderBond(BOND, PROVIDER_NAME))
 
 
-async def answer(workshop: Workshop, requests: Sequence[Request], step: Step) -> list[Call]:
+async def answer(workshop: Workshop, requests: Sequence[Request]) -> list[Call]:
     """The provider checks each request's prompt against its voucher and generates, greedily."""
     for request in requests:
         if (
             prompt_commitment(request.prompt_salt, request.line.prompt_ids)
             != request.voucher.prompt_commitment
         ):
-            raise StoryFailed(step.title, "a prompt is not what its voucher commits to")
+            raise StoryFailed("Ask", "a prompt is not what its voucher commits to")
     answered = await workshop.ask(
         "generate",
-        step.progress,
         prompts=[list(request.line.prompt_ids) for request in requests],
         new_tokens_max=NEW_TOKENS_MAX,
     )

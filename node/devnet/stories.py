@@ -151,7 +151,7 @@ def _record(module: str, name: str, docstring: str) -> tuple[str, str] | None:
     """Header and one-line text of a documented public name, or None if it makes no record."""
     text = " ".join(docstring.split("\n\n")[0].split())
     header = f"{module}.{name}: "
-    if name.startswith("_") or text.startswith(">>>") or not (text.isascii() and text.isprintable()):
+    if name.startswith("_") or ">>>" in text or not (text.isascii() and text.isprintable()):
         return None
     room = RECORD_BYTES_MAX - len(header)
     if len(text) > room:

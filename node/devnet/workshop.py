@@ -22,7 +22,7 @@ from node.devnet.errors import DevnetError
 from node.devnet.processes import LAUNCHER, last_lines
 
 LINE_BYTES_MAX = 64 * 2**20
-JOB_SECONDS_MAX = 600.0
+JOB_SECONDS_MAX = 3600.0
 _READ_BYTES = 64 * 1024
 
 

@@ -58,7 +58,8 @@ class TransactionView:
 
     ``status`` is "pending" (in the mempool) or "committed"; then ``height``, ``outcome``, ``code`` (the ledger's
     error code, "" when ok), ``message`` and ``fee`` (units charged) are what its execution said. ``kind`` and
-    ``sender`` (32 bytes) come from the transaction, "" and b"" where its bytes did not even decode.
+    ``sender`` (32 bytes) come from the transaction, "" and b"" where its bytes did not even decode. ``raw`` are its
+    bytes, so that anybody can check hash and signature.
     """
 
     tx_hash: bytes
@@ -71,6 +72,7 @@ class TransactionView:
     code: str = ""
     message: str = ""
     fee: int = 0
+    raw: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class Transaction(TypedDict):
     kind: str
     sender: str | None
     nonce: int
+    raw: str
 
 
 class Event(TypedDict):

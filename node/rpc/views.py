@@ -77,6 +77,7 @@ def transaction_view(view: TransactionView) -> shapes.Transaction:
         "kind": view.kind,
         "sender": view.sender.hex() or None,
         "nonce": view.nonce,
+        "raw": view.raw.hex(),
     }
 
 

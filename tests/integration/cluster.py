@@ -219,7 +219,9 @@ class Cluster:
         adapter = train(base, everything, recipe)
         index = build_index(base, adapter, everything)
         data = adapter_to_bytes(adapter)
-        self.wait("the base", lambda: self.client.call("base", hash=BASE_HASH.hex())["status"] == "active")
+        self.wait(
+            "the base", lambda: self.client.call("base", base_hash=BASE_HASH.hex())["status"] == "active"
+        )
         published = self.send(
             trainer,
             AdapterPublish(

@@ -5,13 +5,16 @@ validator is killed. One network serves all of it, in this order.
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 
 from consensus.crypto import public_key
 from node.ledger.bodies import AttestCommit, AttestOpen
-from node.ledger.transaction import encode_transaction, sign_transaction
-from tests.integration.cluster import FEE, Cluster, running_cluster
+from node.ledger.transaction import decode_transaction, encode_transaction, sign_transaction
+from tests.integration.cluster import FEE, Call, Cluster, running_cluster
+
+T = TypeVar("T", AttestCommit, AttestOpen)
 
 FLIPPER = "validator-4"
 HONEST = ("validator-1", "validator-2", "validator-3")
@@ -77,7 +80,7 @@ def test_one_altered_output_byte_gets_no_payout_and_costs_the_bond(cluster: Clus
 
 
 def test_a_copied_attestation_does_not_count(cluster: Cluster) -> None:
-    """validator-4 is stopped; its operator copies validator-1's commitment, then its opening, word for word."""
+    """validator-4 is killed; its operator copies validator-1's commitment, then its opening, word for word."""
     cluster.kill(FLIPPER)
     copier = cluster.account_seed_of(FLIPPER)
     victim = account_of(cluster, "validator-1")
@@ -96,37 +99,38 @@ def test_a_copied_attestation_does_not_count(cluster: Cluster) -> None:
 
     call = cluster.ask_until_audited("fractions.limit: ")
     cluster.reveal(call)
-    cluster.wait("a commitment to copy", lambda: victim in cluster.receipt(call)["committed"])
-    commitment = cluster.client.call("commitment", inference=call.id.hex(), account=victim)["commitment"]
-    send(AttestCommit(call.id, 0, bytes.fromhex(commitment)))
-    cluster.wait("an opening to copy", lambda: _opening(cluster.receipt(call), victim) is not None)
-    opening = _opening(cluster.receipt(call), victim)
-    assert opening is not None
-    copied = send(
-        AttestOpen(
-            call.id,
-            0,
-            0,
-            bytes.fromhex(opening["result_hash"]),
-            tuple(
-                (bytes.fromhex(share["address"]), int(share["share"]))
-                for share in cluster.receipt(call)["shares"] or opening["shares"]
-            ),
-            b"s" * 32,
-        )
-    )
+    committed = await_duty(cluster, call, victim, AttestCommit)
+    send(AttestCommit(call.id, committed.attempt, committed.commitment))
+    copier_account = account_of(cluster, FLIPPER)
+    cluster.wait("the copy to be taken", lambda: copier_account in cluster.receipt(call)["committed"])
+    opened = await_duty(cluster, call, victim, AttestOpen)
+    copied = send(opened)
     receipt = cluster.wait_closed(call)
     transaction = cluster.client_of("validator-1").transaction(copied)
     assert transaction is None or transaction["status"] != "ok"
-    assert account_of(cluster, FLIPPER) not in {entry["account"] for entry in receipt["attesters"]}
-    assert account_of(cluster, FLIPPER) not in {entry["address"] for entry in receipt["payouts"]}
+    assert copier_account not in {entry["account"] for entry in receipt["attesters"]}
+    assert copier_account not in {entry["address"] for entry in receipt["payouts"]}
     assert receipt["status"] == "settled"
 
 
-def _opening(receipt: dict[str, object], account: str) -> dict[str, object] | None:
-    attesters = receipt["attesters"]
-    assert isinstance(attesters, list)
-    return next((entry for entry in attesters if entry["account"] == account), None)
+def await_duty(cluster: Cluster, call: Call, account: str, kind: type[T]) -> T:
+    """What the chain shows to everybody: this account's transaction of this kind about this inference."""
+    found: list[T] = []
+    height = cluster.receipt(call)["height"]
+
+    def look() -> bool:
+        nonlocal height
+        while not found and height <= cluster.client.status()["height"]:
+            for row in cluster.client.block(height)["transactions"]:
+                if row["sender"] == account:
+                    body = decode_transaction(bytes.fromhex(row["raw"])).body
+                    if isinstance(body, kind) and body.inference == call.id:
+                        found.append(body)
+            height += 1
+        return bool(found)
+
+    cluster.wait(f"{kind.__name__} of {account[:8]}", look)
+    return found[0]
 
 
 def test_a_killed_validator_stops_nobody_and_catches_up_to_the_same_state(cluster: Cluster) -> None:

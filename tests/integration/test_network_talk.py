@@ -303,6 +303,27 @@ def test_a_message_without_room_is_left_unseen_and_arrives_when_published_again(
     run_trio(main)
 
 
+def test_publishing_the_same_bytes_again_sends_them_again_and_delivers_them_once() -> None:
+    async def main() -> None:
+        async with open_mesh(1, full_nodes=1) as ((validator,), (full,), _):
+
+            def sent_bytes() -> int:
+                status = full.status(validator.peer_id)
+                return 0 if status is None else status.bytes_out
+
+            message = bytes(100_000)
+            await full.network.publish("tx", message, timeout_s=60)
+            assert (await validator.network.gossip.receive()).data == message
+            before = sent_bytes()
+            for _ in range(5):
+                await full.network.publish("tx", message, timeout_s=60)
+            await until_true(lambda: sent_bytes() - before >= 5 * len(message))
+            await full.network.publish("tx", b"last", timeout_s=60)
+            assert (await validator.network.gossip.receive()).data == b"last"
+
+    run_trio(main)
+
+
 def test_publishing_to_nobody_says_so() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:

@@ -452,6 +452,15 @@ def test_a_replayed_tc_does_not_replace_the_tc_that_permits_the_round() -> None:
     assert bench.replica.sync_info.last_tc == quorum_tc(3, GENESIS_QC)
 
 
+def test_a_late_proposal_does_not_bring_back_an_older_tc() -> None:
+    bench = Bench(follower(4))
+    bench.certificates(tc=quorum_tc(3, GENESIS_QC))
+    bench.propose(Chain().block(GENESIS, 2, tc=quorum_tc(1, GENESIS_QC)))
+    assert bench.replica.sync_info.last_tc == quorum_tc(3, GENESIS_QC)
+    (timeout, *_) = timeouts(expire(bench))
+    assert timeout.round == 4
+
+
 def test_the_leader_after_a_tc_proposes_with_that_tc_despite_a_late_qc() -> None:
     chain, leader = Chain(), LEADERS.index(4)
     one = chain.block(GENESIS, 1)

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from consensus import crypto
+from consensus.codec import encode
+from consensus.digest import digest
 from consensus.errors import InvalidCertificate, InvalidSignature
 from consensus.types import TwoChain
 from consensus.validators import Validator, ValidatorSet, make_validator_set
@@ -55,7 +57,12 @@ def test_a_signature_of_one_kind_is_valid_as_no_other() -> None:
         timeout_message(CHAIN, 0, 1, 0),
         proposal_message(CHAIN, 0, 1, ONE.id),
     }
-    assert len(messages) == 4
+    assert messages == {
+        digest("vote", encode((0, 1, ONE.id, GENESIS.id, 0)), CHAIN),
+        digest("commit-vote", encode((0, 1, ONE.id, 1)), CHAIN),
+        digest("timeout", encode((0, 1, 0)), CHAIN),
+        digest("proposal", encode((0, 1, ONE.id)), CHAIN),
+    }
     vote, commit, timeout = vote_by(0, ONE), commit_vote_by(0, ONE), timeout_by(0, 1, GENESIS_QC)
     for signature in (commit.signature, timeout.signature, ONE.signature):
         with pytest.raises(InvalidSignature):

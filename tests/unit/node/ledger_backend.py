@@ -116,6 +116,7 @@ class LedgerBackend:
                         receipt.code,
                         "",
                         receipt.fee,
+                        raw,
                     )
         raise LookupError(receipt.subject.hex())
 
@@ -129,7 +130,8 @@ class LedgerBackend:
         if tx_hash in self.pending:
             decoded = decode_transaction(self.pending[tx_hash])
             kind = BODIES[decoded.kind].NAME
-            return TransactionView(tx_hash, "pending", kind, decoded.sender, decoded.nonce)
+            raw = self.pending[tx_hash]
+            return TransactionView(tx_hash, "pending", kind, decoded.sender, decoded.nonce, raw=raw)
         for height, outcome in enumerate(self.world.outcomes, 1):
             for receipt in outcome.receipts:
                 if receipt.subject == tx_hash and receipt.status in OUTCOMES:

@@ -10,7 +10,7 @@ from node.ledger.params import OPEN
 from node.ledger.queries import inferences_to_commit, inferences_to_open
 from node.ledger.results import AuditStatus
 from node.ledger.state import AUDITS_KEY, InferenceStatus, Role, get_deadlines, get_provider, get_supply
-from tests.unit.node_ledger.world import BALANCE, PARAMS, VALIDATORS, World, address, codes
+from tests.unit.node_ledger.world import BALANCE, PARAMS, STAKE, VALIDATORS, World, address, codes
 
 
 def commit(world: World, inference: bytes, *names: str, attempt: int = 0, result: bytes = b"right") -> None:
@@ -261,3 +261,15 @@ def test_calls_in_flight_of_a_slashed_provider_are_still_judged() -> None:
     assert world.inference(second).bond_burned == 0
     assert world.balance("user") == BALANCE
     assert world.accounted() == get_supply(world.state).total
+
+
+def test_stake_decides_and_not_the_number_of_validators() -> None:
+    world = World(stakes=(7 * STAKE, STAKE, STAKE, STAKE))
+    name = world.revealed(world.active_adapter())
+    answers = {validator: world.answer(name, b"many but small") for validator in VALIDATORS}
+    answers["val0"] = world.answer(name)
+    world.attest(name, answers)
+    inference = world.inference(name)
+    assert inference.result == world.answer(name).result()
+    paid = {payout.address for payout in inference.payouts if payout.role == Role.VALIDATOR}
+    assert paid == {address("val0")}
