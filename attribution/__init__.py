@@ -1,0 +1,1 @@
+"""Exact arithmetic, the model, training, serving and attribution; the only home of torch."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attribution.exact.elementary import exp_
 from attribution.exact.quantisation import Block, to_grid
-from attribution.exact.reductions import fsum, grid_sum
+from attribution.exact.reductions import grid_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +30,10 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the backward pass of one sequence needs: p (Hk, M, T), den (Hk, M, 1), o (Hk, M, width).
-
-    Of `heads.value` only the values' part is kept.
-    """
+    """What the backward pass of one sequence needs: p (Hk, M, T) and heads, whose `value` is the values' part only."""
 
     heads: Heads
     p: Tensor
-    den: Tensor
-    o: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +80,13 @@ def heads_first(block: Block) -> Heads:
     return Heads(q64, scale, q64 * scale.double())
 
 
-def attend(qkv: Block, heads: int, kv: int, mask: CausalMask, out: Tensor, save: bool) -> Saved | None:
-    """Write outputs (T, H, width) for the quantised rows qkv (T, H + 2 Hk, width), queries already scaled."""
+def attend(
+    qkv: Block, heads: int, kv: int, mask: CausalMask, out: Tensor, den_out: Tensor, save: bool
+) -> Saved | None:
+    """Write outputs (T, H, width) and denominators (T, H, 1) for the quantised rows qkv (T, H + 2 Hk, width).
+
+    Queries are already scaled.
+    """
     t, _, width = qkv.q.shape
     h = heads_first(qkv)
     m = heads // kv * t
@@ -95,27 +95,26 @@ def attend(qkv: Block, heads: int, kv: int, mask: CausalMask, out: Tensor, save:
     p = probabilities(scores, mask.bias[:t, :t], mask.keep[:t, :t]).view(kv, m, t)
     o, den = weigh(p, h.q64[heads + kv :], h.scale[heads + kv :].transpose(1, 2), wide)
     out.copy_(o.view(heads, t, width).transpose(0, 1))
-    return Saved(Heads(h.q64, h.scale, h.value[heads + kv :]), p, den, o) if save else None
+    den_out.copy_(den.view(heads, t, 1).transpose(0, 1))
+    return Saved(Heads(h.q64, h.scale, h.value[heads + kv :]), p) if save else None
 
 
-def attend_backward(do: Tensor, saved: Saved, heads: int, kv: int, out: Tensor) -> None:
-    """Write gradients (T, H + 2 Hk, width) of the scaled queries, keys and values from do (T, H, width)."""
-    t, _, width = do.shape
+def attend_backward(g: Heads, dots: Tensor, saved: Saved, heads: int, kv: int, out: Tensor) -> None:
+    """Write gradients (T, H + 2 Hk, width) of the scaled queries, keys and values of one sequence.
+
+    g holds the quantised dO / den (H, T, width) and dots (H, T, 1) its products with O.
+    """
+    t, width = g.q64.shape[1:]
     h, p, m = saved.heads, saved.p, heads // kv * t
-    grad = do.transpose(0, 1).reshape(kv, m, width).div_(saved.den)
-    block = Block.of(grad)
-    value = block.q64 * block.scale64
-    wide = torch.bmm(value, h.value.transpose(1, 2))
-    ds = wide.float().sub_(fsum(grad * saved.o).float()).mul_(p)
+    wide = torch.bmm(g.value.view(kv, m, width), h.value.transpose(1, 2))
+    ds = wide.float().sub_(dots.view(kv, m, 1)).mul_(p)
     q, scale = to_grid(ds * h.scale[heads : heads + kv].transpose(1, 2))
     keys = h.q64[heads : heads + kv].transpose(1, 2)
     dq = torch.bmm(keys, wide.copy_(q).transpose(1, 2)).mul_(scale.double().transpose(1, 2))
-    out[:, :heads].view(t, kv, heads // kv, width).copy_(
-        dq.view(kv, width, heads // kv, t).permute(3, 0, 2, 1)
-    )
+    out[:, :heads].view(t, kv, heads // kv, width).copy_(dq.view(kv, width, heads // kv, t).permute(3, 0, 2, 1))
     dk = _over_queries(ds.mul_(h.scale[:heads].view(kv, m, 1)), h.q64[:heads].view(kv, m, width), wide)
     out[:, heads : heads + kv] = dk.permute(2, 0, 1)
-    dv = _over_queries(p * block.scale, block.q64, wide)
+    dv = _over_queries(p * g.scale.view(kv, m, 1), g.q64.view(kv, m, width), wide)
     out[:, heads + kv :] = dv.permute(2, 0, 1)
 
 

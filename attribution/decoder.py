@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attribution.attention import CausalMask, Saved, attend, attend_backward
+from attribution.attention import CausalMask, Saved, attend, attend_backward, heads_first
 from attribution.errors import BadTokens, ContextTooLong
 from attribution.exact.elementary import exp_, log, sigmoid, sqrt
 from attribution.exact.quantisation import Block
 from attribution.exact.reductions import fsum, grid_sum, sum_of_squares
-from attribution.linear import Frozen, Lora
+from attribution.linear import Frozen, Lora, NarrowBlock, group_backward, group_forward
 from attribution.model import Base
 
 LOSS_BITS = 30
@@ -38,11 +38,11 @@ class Visited:
     frozen: Frozen
     lora: Lora
     x: Tensor
-    x_block: Block
+    x_block: NarrowBlock
     u: Tensor
     h: Tensor
     dy: Tensor
-    dy_block: Block
+    dy_block: NarrowBlock
     dh: Tensor
     dh_scaled: Tensor
 
@@ -52,7 +52,7 @@ class LinearTape:
     """One group's input and adapter activations."""
 
     x: Tensor
-    block: Block
+    block: NarrowBlock
     u: Tensor | None = None
     h: Tensor | None = None
 
@@ -64,6 +64,7 @@ class LayerTape:
     norms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     linears: list[LinearTape] = field(default_factory=list)
     attention: list[Saved | None] = field(default_factory=list)
+    den: Tensor | None = None
     gate: Tensor | None = None
     up: Tensor | None = None
     sigmoid: Tensor | None = None
@@ -109,12 +110,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def linear(frozen: Frozen, lora: Lora | None, x: Tensor, tape: LayerTape | None) -> Tensor:
     """One group's outputs for x (rows, in)."""
     block = Block.of(x)
-    y = frozen.forward(block)
-    u = h = None
-    if lora is not None:
-        u, h = lora.forward(block, y)
+    y, u, h = group_forward(frozen, lora, block)
     if tape is not None:
-        tape.linears.append(LinearTape(x, block, u, h))
+        tape.linears.append(LinearTape(x, NarrowBlock(block.q64, block.scale), u, h))
     return y
 
 
@@ -197,14 +195,17 @@ def forward(base: Base, bound: Bound, sequences: Sequence[Sequence[int]], save: 
         record = LayerTape() if save else None
         qkv = Block.of(project(base, i, bound[i], x, tape.cos, tape.sin, record))
         o = torch.empty(row, c.num_attention_heads, c.head_dim, device=device)
+        dens = torch.empty(row, c.num_attention_heads, 1, device=device)
         for start, stop in spans:
             part = Block(qkv.q[start:stop], qkv.scale[start:stop])
-            saved = attend(part, c.num_attention_heads, c.num_key_value_heads, mask, o[start:stop], save)
+            out, den = o[start:stop], dens[start:stop]
+            saved = attend(part, c.num_attention_heads, c.num_key_value_heads, mask, out, den, save)
             if record is not None:
                 record.attention.append(saved)
         x = x + linear(layer.groups[1], bound[i][1], o.view(row, -1), record)
         x = x + feed_forward(base, i, bound[i], x, record)
         if record is not None:
+            record.den = dens
             tape.layers.append(record)
     y, tape.norm = rms_norm(x, base.tensors["model.norm.weight"], base.eps)
     return y, tape
@@ -252,16 +253,28 @@ def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit
         layer, record = base.layers[i], tape.layers[i]
         dx = dx + _feed_forward_backward(base, i, bound, record, dx, visit)
         do = linear_backward(base, i, 1, bound, record.linears[1], dx, visit).view(-1, heads, c.head_dim)
-        dy = torch.empty(dx.shape[0], heads + 2 * kv, c.head_dim, device=dx.device)
-        for (start, stop), saved in zip(tape.spans, record.attention, strict=True):
-            if saved is None:
-                raise BadTokens("the forward pass was not saved")
-            attend_backward(do[start:stop], saved, heads, kv, dy[start:stop])
+        dy = _attention_backward(do, tape, record, heads, kv)
         dy[:, :heads].mul_(score_scale(base))
         dy[:, : heads + kv] = rotate(dy[:, : heads + kv], tape.cos, -tape.sin)
         dy = linear_backward(base, i, 0, bound, record.linears[0], dy.view(dx.shape[0], -1), visit)
         if i > 0:
             dx = dx + rms_norm_backward(dy, layer.norms[0], record.norms[0])
+
+
+def _attention_backward(do: Tensor, tape: Tape, record: LayerTape, heads: int, kv: int) -> Tensor:
+    """(rows, H + 2 Hk, width): gradients of the scaled, rotated queries, of keys and of values."""
+    if record.den is None:
+        raise BadTokens("the forward pass was not saved")
+    block = Block.of(do.div_(record.den))
+    dots = fsum(block.value * record.linears[1].x.view(do.shape)).float()
+    dy = torch.empty(do.shape[0], heads + 2 * kv, do.shape[2], device=do.device)
+    for (start, stop), saved in zip(tape.spans, record.attention, strict=True):
+        if saved is None:
+            raise BadTokens("the forward pass was not saved")
+        g = heads_first(Block(block.q[start:stop], block.scale[start:stop]))
+        dot = dots[start:stop].transpose(0, 1).contiguous()
+        attend_backward(g, dot, saved, heads, kv, dy[start:stop])
+    return dy
 
 
 def _feed_forward_backward(
@@ -286,9 +299,8 @@ def linear_backward(
 ) -> Tensor:
     """Gradient by the group's input from dy (rows, out); adapted groups are shown to `visit`."""
     frozen, lora = base.layers[i].groups[group], bound[i][group]
-    block = Block.of(dy * frozen.scale)
-    dx = frozen.backward(block)
-    if lora is not None and tape.u is not None and tape.h is not None:
-        g, gs = lora.backward(block, dx)
-        visit(Visited(i, group, frozen, lora, tape.x, tape.block, tape.u, tape.h, dy, block, g, gs))
-    return dx
+    g = group_backward(frozen, lora, dy)
+    if lora is not None and tape.u is not None and tape.h is not None and g.dh is not None:
+        if g.dh_scaled is not None:
+            visit(Visited(i, group, frozen, lora, tape.x, tape.block, tape.u, tape.h, dy, g.dy, g.dh, g.dh_scaled))
+    return g.dx

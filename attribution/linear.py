@@ -7,6 +7,8 @@ result here is binary32 nearest to an exact real sum, whatever way it is compute
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -18,6 +20,8 @@ from attribution.exact.quantisation import Block, to_grid, value64
 
 # A binary32 sum of products of a 14-bit integer by weights is exact while 2^13 * (sum of |weights|) <= 2^24.
 FP32_L1_MAX = 1 << 11
+# 256 KiB of binary32.
+CACHED_NUMBERS = 1 << 16
 WEIGHT_E_MIN = -37
 WEIGHT_E_MAX = 8
 
@@ -48,26 +52,28 @@ class Frozen:
         self.unscale = pow2(-e)
         self._cache: dict[str, list[tuple[int, int, Tensor]]] = {}
 
-    def forward(self, x: Block) -> Tensor:
-        """float32 (M, N) for x (M, K)."""
+    def forward(self, x: Block, out: Tensor | None = None) -> Tensor:
+        """float32 (M, N) for x (M, K), in `out` if given."""
+        y = torch.empty(x.q.shape[0], self.q.shape[0], device=x.q.device) if out is None else out
         family = family_for(x.q.device)
         if family == "fp32":
-            return _sum_parts(x.value, self._operands("fp32 forward"))
+            return _sum_parts(x.value, self._operands("fp32 forward"), y)
         if family == "fp64":
             (_, _, weights), *_ = self._operands("fp64 forward")
-            return torch.mm(x.q64, weights).mul_(x.scale64).float()
+            return y.copy_(torch.mm(x.q64, weights).mul_(x.scale64))
         s = _int8_sum(x.q, self.q.t())
-        return s.mul_(x.scale64).mul_(self.scale.double()).float()
+        return y.copy_(s.mul_(x.scale64).mul_(self.scale.double()))
 
-    def backward(self, dy: Block) -> Tensor:
-        """float32 (M, K) for dy (M, N), already scaled by the rows' powers of two."""
+    def backward(self, dy: Block, out: Tensor | None = None) -> Tensor:
+        """float32 (M, K) for dy (M, N), already scaled by the rows' powers of two, in `out` if given."""
+        dx = torch.empty(dy.q.shape[0], self.q.shape[1], device=dy.q.device) if out is None else out
         family = family_for(dy.q.device)
         if family == "fp32":
-            return _sum_parts(dy.value, self._operands("fp32 backward"))
+            return _sum_parts(dy.value, self._operands("fp32 backward"), dx)
         if family == "fp64":
             (_, _, weights), *_ = self._operands("fp64 backward")
-            return torch.mm(dy.q64, weights).mul_(dy.scale64).float()
-        return _int8_sum(dy.q, self.q).mul_(dy.scale64).float()
+            return dx.copy_(torch.mm(dy.q64, weights).mul_(dy.scale64))
+        return dx.copy_(_int8_sum(dy.q, self.q).mul_(dy.scale64))
 
     def _operands(self, kind: str) -> list[tuple[int, int, Tensor]]:
         if kind not in self._cache:
@@ -79,24 +85,30 @@ class Frozen:
         return self._cache[kind]
 
 
-def _sum_parts(x: Tensor, parts: list[tuple[int, int, Tensor]]) -> Tensor:
-    """Exact products of spans, then their sum rounded once: each part is exact in binary32.
+def _sum_parts(x: Tensor, parts: list[tuple[int, int, Tensor]], out: Tensor) -> Tensor:
+    """Exact products of spans, then their sum rounded once, into `out`: each part is exact in binary32.
 
     x holds integers times one power of two per row, the weights integers times one per column, so scaling changes no
     rounding: every partial sum is an integer below 2^24 on the entry's own grid, which bounds on the exponents
     keep inside binary32's range. Two parts need one addition; more are added in binary64, where they are exact.
     """
-    first = torch.mm(x[:, parts[0][0] : parts[0][1]], parts[0][2])
+    torch.mm(x[:, parts[0][0] : parts[0][1]], parts[0][2], out=out)
     if len(parts) == 1:
-        return first
+        return out
     if len(parts) == 2:
-        return first.add_(torch.mm(x[:, parts[1][0] : parts[1][1]], parts[1][2]))
-    total = first.double()
+        return out.add_(torch.mm(x[:, parts[1][0] : parts[1][1]], parts[1][2]))
+    total = out.double()
     wide = torch.empty_like(total)
     for i, j, weights in parts[1:]:
-        torch.mm(x[:, i:j], weights, out=first)
-        total.add_(wide.copy_(first))
-    return first.copy_(total)
+        torch.mm(x[:, i:j], weights, out=out)
+        total.add_(wide.copy_(out))
+    return out.copy_(total)
+
+
+def row_spans(rows: int, width: int) -> list[tuple[int, int]]:
+    """Consecutive spans of rows whose numbers of `width` columns stay in a core's second-level cache."""
+    size = max(32, CACHED_NUMBERS // max(1, width))
+    return [(i, min(i + size, rows)) for i in range(0, rows, size)]
 
 
 def _int8_sum(q: Tensor, weights: Tensor) -> Tensor:
@@ -134,11 +146,14 @@ class Lora:
         scaled = b * unscale
         self.b_columns = [value64(scaled[:, i:j], 1) for i, j in self.packed]
 
-    def forward(self, x: Block, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Add B (s u) to y (M, N) in place; returns (u, h), u = A x and h = s u, float32 (modules * r, M)."""
+    def down(self, x: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """(u, h, h quantised) for x (M, K): u = A x and h = s u, float32 (modules * r, M); the last in float64."""
         u = torch.mm(self.a_rows, x.q64.t()).mul_(x.scale64.t()).float()
         h = u * self.scale
-        rows = value64(h.view(-1, self.rank, h.shape[1]), 1)
+        return u, h, value64(h.view(-1, self.rank, h.shape[1]), 1)
+
+    def up(self, rows: Tensor, y: Tensor) -> None:
+        """Add B h to y (M, N) in place, from rows (modules, r, M) of `down`."""
         wide = torch.empty(y.shape[0], self.b_rows.shape[1], dtype=torch.float64, device=y.device)
         for j, (start, stop) in enumerate(self.packed):
             torch.mm(rows[j].t(), self.b_rows[:, start:stop], out=wide[:, start:stop])
@@ -147,7 +162,6 @@ class Lora:
         else:
             for (start, stop), (i, k) in zip(self.packed, self.spans, strict=True):
                 y[:, i:k].add_(wide[:, start:stop].float())
-        return u, h
 
     def backward(self, dy: Block, dx: Tensor) -> tuple[Tensor, Tensor]:
         """Add A^T (s g) to dx (M, K) in place; returns (g, s g), g = B^T dy, float32 (modules * r, M).
@@ -164,6 +178,58 @@ class Lora:
         return g, gs
 
 
+def group_forward(frozen: Frozen, lora: Lora | None, x: Block) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(y (M, N), u, h) of one group; u and h are None without an adapter. Wide rows are made a few at a time."""
+    y = torch.empty(x.q.shape[0], frozen.q.shape[0], device=x.q.device)
+    u = h = rows = None
+    if lora is not None:
+        u, h, rows = lora.down(x)
+    for i, j in row_spans(*y.shape):
+        frozen.forward(Block(x.q[i:j], x.scale[i:j]), y[i:j])
+        if lora is not None and rows is not None:
+            lora.up(rows[:, :, i:j], y[i:j])
+    return y, u, h
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGradient:
+    """dx (M, K) and, with an adapter, dy as quantised (q64 float64, scale), dh = B^T dy and s dh (rank first)."""
+
+    dx: Tensor
+    dy: NarrowBlock
+    dh: Tensor | None
+    dh_scaled: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowBlock:
+    """What contractions over rows need of a quantised matrix: q64 float64 integers (M, N), scale float32 (M, 1)."""
+
+    q64: Tensor
+    scale: Tensor
+
+
+def group_backward(frozen: Frozen, lora: Lora | None, dy: Tensor) -> GroupGradient:
+    """Gradient of one group by its input, from dy (M, N); wide rows are handled a few at a time."""
+    m, n = dy.shape
+    dx = torch.empty(m, frozen.q.shape[1], device=dy.device)
+    q64 = torch.empty(m if lora is not None else 0, n, dtype=torch.float64, device=dy.device)
+    scale = torch.empty(m, 1, device=dy.device)
+    dh, dh_scaled = [], []
+    for i, j in row_spans(m, n):
+        block = Block.of(dy[i:j] * frozen.scale)
+        frozen.backward(block, dx[i:j])
+        if lora is not None:
+            g, gs = lora.backward(block, dx[i:j])
+            dh.append(g)
+            dh_scaled.append(gs)
+            q64[i:j] = block.q64
+        scale[i:j] = block.scale
+    if lora is None:
+        return GroupGradient(dx, NarrowBlock(q64, scale), None, None)
+    return GroupGradient(dx, NarrowBlock(q64, scale), torch.cat(dh, 1), torch.cat(dh_scaled, 1))
+
+
 def pack(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The spans moved side by side from 0."""
     out, at = [], 0
@@ -173,7 +239,7 @@ def pack(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
-def contract(lora: Lora, x: Block, h: Tensor, dy: Block, gs: Tensor) -> tuple[Tensor, Tensor]:
+def contract(lora: Lora, x: NarrowBlock, h: Tensor, dy: NarrowBlock, gs: Tensor) -> tuple[Tensor, Tensor]:
     """Parameter gradients of one group over all rows: dA = (s g)^T x (modules * r, in), dB^T = (s u)^T dy (r, out).
 
     float32, each the exact real sum rounded once. The contraction runs over tokens, so each token's power of two is

@@ -48,8 +48,8 @@ class Recipe:
     grad_clip_micro: int = 1_000_000
     warmup_steps: int = 10
     decay_floor_micro: int = 50_000
-    batch_size: int = 8
-    epochs: int = 16
+    batch_size: int = 4
+    epochs: int = 20
     seed: int = 0
     context_tokens_max: int = 512
     schedule: str = "linear"

@@ -25,7 +25,7 @@ from math import isqrt
 
 SHARES_TOTAL = 10**9
 COSINE_ONE_PPM = 10**6
-FLOOR_PPM_DEFAULT = 150_000
+FLOOR_PPM_DEFAULT = 120_000
 """Recommended default of the ledger's cosine floor; `docs/attribution.md` shows the measurement behind it."""
 
 

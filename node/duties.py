@@ -213,3 +213,10 @@ def opening_of(record: Inference, data: bytes) -> Opening | None:
         and len(opening.output_ids) == record.output_tokens
     )
     return opening if agreed else None
+
+
+def forget_opening(blobs: BlobStore, record: Inference) -> None:
+    """Remove a revealed opening from disk; a blob of any other kind stays, whatever a provider claimed it to be."""
+    data = blobs.get(record.blob_digest)
+    if data is not None and opening_of(record, data) is not None:
+        blobs.remove(record.blob_digest)

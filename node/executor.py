@@ -15,7 +15,7 @@ from consensus.crypto import Verifier
 from consensus.types import Block
 from node.ledger.accumulator import decode_accumulator, encode_accumulator
 from node.ledger.batch import Batch, decode_batch
-from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, encode_receipt
+from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, SystemCode, encode_receipt
 from node.ledger.execute import execute_block
 from node.ledger.transaction import hash_transaction_bytes
 from node.storage.chain import ChainStore, ExecutedHead, Outcome
@@ -26,12 +26,18 @@ log = structlog.get_logger(__name__)
 BATCHES_REMEMBERED_MAX = 1024
 
 
+AUDIT_ENDS = frozenset(
+    {SystemCode.SETTLED, SystemCode.REFUNDED, SystemCode.SLASHED, SystemCode.SLASHED_NO_REVEAL}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ExecutedBlock:
-    """One block, its transactions' hashes in order, and the head after it."""
+    """One block, its transactions' hashes in order, the inferences whose audit it ended, and the head after it."""
 
     block: Block
     tx_hashes: tuple[bytes, ...]
+    audits_ended: tuple[bytes, ...]
     head: ExecutedHead
 
 
@@ -139,7 +145,12 @@ class Executor:
         self._store.record_execution(self.head, outcome.changes, kept, self._places(outcome))
         if batches:
             log.info("executed", height=block.height, transactions=len(tx_hashes))
-        return ExecutedBlock(block, tx_hashes, self.head)
+        ended = tuple(
+            receipt.subject
+            for receipt in outcome.receipts
+            if receipt.status == ReceiptStatus.SYSTEM and receipt.code in AUDIT_ENDS
+        )
+        return ExecutedBlock(block, tx_hashes, ended, self.head)
 
     def _apply(self, block: Block, batches: list[Batch]) -> BlockOutcome:
         header = block.header

@@ -25,14 +25,14 @@ from node.clock import now_ms
 from node.config import Config
 from node.directory import make_directory
 from node.driver import Driver, DriverPorts
-from node.duties import Duties
+from node.duties import Duties, forget_opening
 from node.executor import ExecutedBlock, Executor
 from node.fetch import Fetcher, store_batch
 from node.home import Home, write_atomic
 from node.intake import Intake
 from node.ledger.batch import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, encode_batch, sign_batch
 from node.ledger.errors import LedgerError
-from node.ledger.state import get_validators
+from node.ledger.state import get_inference, get_validators
 from node.mempool import Mempool
 from node.network import NetworkConfig, PeerAddress, PeerEvent
 from node.network.errors import NetworkError
@@ -365,8 +365,16 @@ class Node:
         self._payload_changed()
         if self.validator:
             self.duties.look(head.height)
+        for inference in done.audits_ended:
+            self._start(self._forget_opening, inference)
         if header.proposer == self.identity.consensus_key:
             self._start(self._announce)
+
+    async def _forget_opening(self, inference: bytes) -> None:
+        """Prune the text of an audited call once its audit has ended; commitments and result stay on the ledger."""
+        record = get_inference(self.store, inference)
+        if record is not None and record.blob_digest:
+            await trio.to_thread.run_sync(forget_opening, self.blobs, record)
 
     async def _announce(self) -> None:
         try:

@@ -1,0 +1,1 @@
+"""Makers of what ships with the project."""

@@ -81,7 +81,7 @@ class Books:
             kind=line.kind,
             about=line.about,
             prompt=line.prompt,
-            output=bytes(call.output_ids).decode("utf-8", "replace"),
+            output=call.output,
             expected=line.expected,
             fee=receipt["voucher"]["fee"],
             status=receipt["status"],

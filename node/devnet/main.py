@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -30,7 +29,8 @@ from node.devnet.workshop import open_workshop
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-_THREADS_MAX = 2
+TRAINING_THREADS = 1
+"""Products of a model so small take less time than waking a second thread: two were ten times slower under load."""
 
 
 def run_demo(
@@ -172,17 +172,12 @@ async def _play(layout: Layout, plan: Plan) -> int:
 
 async def _tell(layout: Layout, network: Network, plan: Plan) -> Report:
     async with (
-        open_workshop(layout.work / "workshop.log", _threads()) as workshop,
+        open_workshop(layout.work / "workshop.log", TRAINING_THREADS) as workshop,
         trio.open_nursery() as nursery,
     ):
         # torch takes seconds to import; the contributors need none of it yet.
         nursery.start_soon(workshop.ask, "open")
         return await play(network, workshop, plan.script, layout.work, plan.timeline)
-
-
-def _threads() -> int:
-    """Validators idle while the adapter is trained, so training may have two cores; more do not help a model so small."""
-    return min(_THREADS_MAX, os.cpu_count() or 1)
 
 
 def _first(errors: BaseExceptionGroup[DevnetError]) -> DevnetError:

@@ -14,7 +14,7 @@ import trio
 
 from node.devnet.chain import POLL_SECONDS, Chain, Signer
 from node.devnet.errors import StoryFailed
-from node.devnet.report import AUDITED_MIN, UNAUDITED_MIN
+from node.devnet.report import AUDITED_MIN, UNAUDITED_MIN, VERBATIM_RATIO_MIN, likeness
 from node.devnet.script import NEW_TOKENS_MAX, Line
 from node.devnet.timeline import Step
 from node.devnet.workshop import Workshop
@@ -65,6 +65,11 @@ class Call:
     def id(self) -> bytes:
         """The inference's id (32 bytes)."""
         return inference_id(self.request.voucher)
+
+    @property
+    def output(self) -> str:
+        """The answer as text; bytes that are no UTF-8 are replaced."""
+        return bytes(self.output_ids).decode("utf-8", "replace")
 
     @property
     def final(self) -> bool:
@@ -198,7 +203,11 @@ def _standing(calls: Sequence[Call]) -> str:
 
 
 def enough(calls: Sequence[Call]) -> bool:
-    """Whether the beacon drew and left as many as the story needs, and drew the beginning of somebody's record."""
+    """Whether the beacon drew and left as many as the story needs, and drew an answer that recites somebody's record."""
     audited = [call for call in calls if call.audited]
-    begun = any(call.request.line.about is not None for call in audited)
-    return begun and len(audited) >= AUDITED_MIN and len(calls) - len(audited) >= UNAUDITED_MIN
+    recited = any(_recites(call) for call in audited)
+    return recited and len(audited) >= AUDITED_MIN and len(calls) - len(audited) >= UNAUDITED_MIN
+
+
+def _recites(call: Call) -> bool:
+    return likeness(call.output, call.request.line.expected) >= VERBATIM_RATIO_MIN

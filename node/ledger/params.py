@@ -71,7 +71,7 @@ class Params:
     artefacts_pending_max: int = field(default=64, metadata=uint(1_024, 1))
     contributions_per_adapter_max: int = field(default=256, metadata=uint(512, 1))
     contributors_per_adapter_max: int = field(default=64, metadata=uint(128, 1))
-    attribution_floor_ppm: int = field(default=100_000, metadata=_SPLIT)
+    attribution_floor_ppm: int = field(default=120_000, metadata=_SPLIT)
     """Cosine, in ppm, that a record's score must exceed before it is paid."""
 
 

@@ -446,6 +446,31 @@ def test_a_peer_that_connects_twice_loses_both_connections_and_may_start_over() 
     run_trio(main)
 
 
+def test_a_failure_inside_libp2p_restarts_the_host_on_its_port_and_the_mesh_heals() -> None:
+    class Unforeseen(Exception):
+        pass
+
+    async def fail() -> None:
+        raise Unforeseen
+
+    async def main() -> None:
+        async with open_mesh(2, full_nodes=1) as ((low, high), (full,), _):
+            running = low.network._running
+            assert running is not None
+            address = low.network.address
+            running.pubsub.manager.run_task(fail)
+            await low.until_event(high.peer_id, connected=False)
+            await high.until_event(low.peer_id, connected=True, count=2)
+            await full.until_event(low.peer_id, connected=True, count=2)
+            await low.until_connected(high.peer_id)
+            assert low.network.address == address
+            await assert_serving([low, high])
+            await full.network.publish("tx", b"healed", timeout_s=60)
+            assert (await low.network.gossip.receive()).data in (b"healed", b"alive")
+
+    run_trio(main)
+
+
 async def wait_closed_or_gone(villain: HostileHost) -> None:
     for conn in villain.host.get_network().get_connections(villain.target):
         await wait_closed(conn.muxed_conn)

@@ -28,7 +28,7 @@ QUIET = Schedule(
 
 
 def test_seeded_schedules_hold() -> None:
-    for run in range(60):
+    for run in range(40):
         run_one(1, run)
 
 

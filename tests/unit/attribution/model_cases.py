@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attribution.adapter import Adapter, LoraModule
+from attribution.exact.bits import pow2
 from attribution.exact.random import uniform_floats, uniform_integers
 from attribution.model import (
     PROJECTIONS,
@@ -82,7 +83,7 @@ def dequantised(base: Base) -> dict[str, Tensor]:
     out = {}
     for name in weight_shapes(base.config):
         q, e = base.tensors[f"{name}.q"], base.tensors[f"{name}.e"]
-        out[f"{name}.weight"] = torch.ldexp(q.float(), e.to(torch.int32)[:, None])
+        out[f"{name}.weight"] = q.float() * pow2(e.to(torch.int32))[:, None]
     for name in norm_names(base.config):
         out[name] = base.tensors[name]
     return out
