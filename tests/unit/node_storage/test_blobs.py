@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_failed_write_leaves_nothing_and_takes_no_quota(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(blobs.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             store.put(b"x" * 100)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
