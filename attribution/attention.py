@@ -111,7 +111,9 @@ def attend_backward(g: Heads, dots: Tensor, saved: Saved, heads: int, kv: int, o
     q, scale = to_grid(ds * h.scale[heads : heads + kv].transpose(1, 2))
     keys = h.q64[heads : heads + kv].transpose(1, 2)
     dq = torch.bmm(keys, wide.copy_(q).transpose(1, 2)).mul_(scale.double().transpose(1, 2))
-    out[:, :heads].view(t, kv, heads // kv, width).copy_(dq.view(kv, width, heads // kv, t).permute(3, 0, 2, 1))
+    out[:, :heads].view(t, kv, heads // kv, width).copy_(
+        dq.view(kv, width, heads // kv, t).permute(3, 0, 2, 1)
+    )
     dk = _over_queries(ds.mul_(h.scale[:heads].view(kv, m, 1)), h.q64[:heads].view(kv, m, width), wide)
     out[:, heads : heads + kv] = dk.permute(2, 0, 1)
     dv = _over_queries(p * g.scale.view(kv, m, 1), g.q64.view(kv, m, width), wide)

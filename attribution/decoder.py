@@ -302,5 +302,9 @@ def linear_backward(
     g = group_backward(frozen, lora, dy)
     if lora is not None and tape.u is not None and tape.h is not None and g.dh is not None:
         if g.dh_scaled is not None:
-            visit(Visited(i, group, frozen, lora, tape.x, tape.block, tape.u, tape.h, dy, g.dy, g.dh, g.dh_scaled))
+            visit(
+                Visited(
+                    i, group, frozen, lora, tape.x, tape.block, tape.u, tape.h, dy, g.dy, g.dh, g.dh_scaled
+                )
+            )
     return g.dx

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import blake3
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import torch
 from torch import Tensor
 

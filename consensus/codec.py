@@ -8,7 +8,7 @@ different byte strings can never be read as one value (a second encoding would g
 
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from consensus.errors import CodecError
 

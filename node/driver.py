@@ -100,21 +100,29 @@ class Driver:
                 await self._perform(effect)
 
     async def _next(self) -> Input:
-        """The next input: this node's own first, then timers that are due, then peers' messages."""
+        """The next input: this node's own first, then in the order of time what peers sent and what timers are due.
+
+        A timer waits for the messages that had arrived before it was due: after a stall the round that they finish
+        must not be timed out for nothing.
+        """
         while True:
             if self._own:
                 return self._own.popleft()
             now = now_ms()
             due = min(self._timers, key=lambda kind: (self._timers[kind], kind), default=None)
-            if due is not None and self._timers[due] <= now:
+            if due is not None and self._timers[due] > now:
+                due = None
+            if self._peers and (due is None or self._peers[0].now_ms <= self._timers[due]):
+                return self._peers.popleft()
+            if due is not None:
                 del self._timers[due]
                 return TimerFired(due, now)
-            if self._peers:
-                return self._peers.popleft()
             self._wake = trio.Event()
-            wait_s = float("inf") if due is None else (self._timers[due] - now) / 1000
-            with trio.move_on_after(wait_s):
+            with trio.move_on_after(self._seconds_to_timer(now)):
                 await self._wake.wait()
+
+    def _seconds_to_timer(self, now: int) -> float:
+        return min((max(at - now, 0) / 1000 for at in self._timers.values()), default=float("inf"))
 
     async def _perform(self, effect: Effect) -> None:
         match effect:

@@ -99,7 +99,7 @@ def consensus_config(config: Config) -> ConsensusConfig:
     section = config.consensus
     return ConsensusConfig(
         timeout_ms_base=section.timeout_ms_base,
-        timeout_ms_floor=min(section.timeout_ms_base, 500),
+        timeout_ms_floor=section.timeout_ms_base,
         timeout_ms_max=section.timeout_ms_max,
         heartbeat_ms=section.heartbeat_ms,
         drift_ms_max=section.drift_ms_max,

@@ -49,7 +49,7 @@ def quantise_row(row: list[float]) -> tuple[list[int], int]:
 
 
 def _grid_integer(v: float, e: int) -> int:
-    """v / 2^e rounded half to even, in integers."""
+    """V / 2^e rounded half to even, in integers."""
     numerator, denominator = v.as_integer_ratio()
     if e < 0:
         numerator <<= -e

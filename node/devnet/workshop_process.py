@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from attribution.model import Base
     from attribution.training import Progress
 
-EPOCHS = 24
-"""Passes over the records: at 16 half of the story's prompts are answered word for word, at 24 nearly all."""
-
-_PROGRESS_STEPS = 4
+_PROGRESS_STEPS = 10
 
 Say = Callable[[str], None]
 
@@ -95,7 +92,7 @@ class Bench:
         from attribution.recipe import Recipe
         from attribution.training import train
 
-        base, recipe = self._opened(), Recipe(epochs=EPOCHS)
+        base, recipe = self._opened(), Recipe()
         ids = [list(record) for path in records for record in decode_records(Path(path).read_bytes())]
 
         def progress(at: Progress) -> None:

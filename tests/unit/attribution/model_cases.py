@@ -57,7 +57,9 @@ def tiny_base(config: dict[str, Any] | None = None) -> Base:
     return quantise_checkpoint(state_dict(config), config or CONFIG)
 
 
-def tiny_adapter(base: Base, rank: int = 4, alpha: int = 6, targets: tuple[str, ...] = PROJECTIONS) -> Adapter:
+def tiny_adapter(
+    base: Base, rank: int = 4, alpha: int = 6, targets: tuple[str, ...] = PROJECTIONS
+) -> Adapter:
     modules = []
     for layer in range(base.config.num_hidden_layers):
         for p in PROJECTIONS:

@@ -52,7 +52,8 @@ class Reference:
         for i in range(c.num_hidden_layers):
             y = self.norm(f"model.layers.{i}.input_layernorm.weight", x)
             q, k, v = (
-                self.linear(i, p, y).view(n, -1, width).transpose(0, 1) for p in ("q_proj", "k_proj", "v_proj")
+                self.linear(i, p, y).view(n, -1, width).transpose(0, 1)
+                for p in ("q_proj", "k_proj", "v_proj")
             )
             share = c.num_attention_heads // c.num_key_value_heads
             k, v = turn(k).repeat_interleave(share, 0), v.repeat_interleave(share, 0)

@@ -40,7 +40,9 @@ def test_selfcheck_refuses_a_backend_that_rounds_wrongly(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("backend", exact.BACKENDS)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 2), (17, 64, 9), (2, 4097, 3), (5, 0, 4), (0, 3, 2), (2, 3, 0)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 7, 2), (17, 64, 9), (2, 4097, 3), (5, 0, 4), (0, 3, 2), (2, 3, 0)]
+)
 def test_backend_equals_the_integer_oracle(backend: str, shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     a, b = full_range("a", m, k), full_range("b", k, n)
@@ -72,7 +74,11 @@ def test_subnormals_zeros_and_huge_values(backend: str) -> None:
         [1.9999998 * 2.0**100, 2.0**100, -(2.0**99)],
     ]
     a = torch.tensor(rows)
-    for b in (torch.tensor([[1.0], [2.0], [-3.0]]), torch.full((3, 2), 2.0**-60), torch.full((3, 1), 2.0**40)):
+    for b in (
+        torch.tensor([[1.0], [2.0], [-3.0]]),
+        torch.full((3, 2), 2.0**-60),
+        torch.full((3, 1), 2.0**40),
+    ):
         got = exact.matmul(a, b, backend=backend)
         assert bits(got) == bits(exact.oracle_matmul(a, b))
         assert not torch.signbit(got[0]).any()

@@ -82,7 +82,9 @@ GOLDEN: dict[str, str] = {
 
 
 def test_fsum_is_exact_on_its_grid_and_ignores_order() -> None:
-    x = torch.from_numpy(uniform_floats(0, "fsum", 3_000)).view(3, 1000) * torch.tensor([[1.0], [1e-20], [1e20]])
+    x = torch.from_numpy(uniform_floats(0, "fsum", 3_000)).view(3, 1000) * torch.tensor(
+        [[1.0], [1e-20], [1e20]]
+    )
     forward = exact.fsum(x)
     assert torch.equal(forward, exact.fsum(x.flip(1)))
     parts = x.double().sum(-1, keepdim=True)

@@ -170,7 +170,9 @@ def test_adapter_bytes_load_with_the_safetensors_library(tmp_path: Path) -> None
 
     adapter = tiny_adapter(tiny_base())
     tensors = load(adapter_to_bytes(adapter))
-    assert torch.equal(tensors["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"], adapter.modules[-1].b)
+    assert torch.equal(
+        tensors["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"], adapter.modules[-1].b
+    )
 
 
 def test_negative_zeros_do_not_reach_bytes_or_hash() -> None:

@@ -23,7 +23,9 @@ from attribution.training import (
 from tests.unit.attribution.model_cases import records, tiny_base
 from tests.unit.attribution.reference_model import Reference
 
-RECIPE = Recipe(rank=4, alpha=8, learning_rate_micro=30_000, batch_size=3, epochs=6, warmup_steps=2, context_tokens_max=32)
+RECIPE = Recipe(
+    rank=4, alpha=8, learning_rate_micro=30_000, batch_size=3, epochs=6, warmup_steps=2, context_tokens_max=32
+)
 # Changes only on purpose, with the specification.
 GOLDEN_HASH = "d71cde59223bb65445f1663bf5e32c75d5e84a1d3f3f19facbac53e2e24efece"
 

@@ -27,7 +27,9 @@ def examples() -> list[Example]:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+    return a.shape == b.shape and torch.equal(
+        a.contiguous().view(torch.int32), b.contiguous().view(torch.int32)
+    )
 
 
 def gradient(batch: FactorBatch, i: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -76,7 +78,9 @@ def test_an_example_has_the_same_factors_alone_and_in_any_batch(monkeypatch: pyt
         assert alone.losses == together.losses[i : i + 1]
         for a, b in zip(alone.modules, together.modules, strict=True):
             assert a.name == b.name
-            assert all(same(getattr(a, part), getattr(b, part)[start:stop]) for part in ("x", "u", "dz", "dh"))
+            assert all(
+                same(getattr(a, part), getattr(b, part)[start:stop]) for part in ("x", "u", "dz", "dh")
+            )
 
 
 def test_shapes_order_and_losses() -> None:

@@ -1,0 +1,157 @@
+"""The driver with a scripted replica: order of inputs, order of effects, what is lost and what never is."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+
+from consensus.effects import Deliver, Effect, Persist, RequestPayload, Send, SetTimer
+from consensus.inputs import (
+    Input,
+    MessageReceived,
+    PayloadOffered,
+    PayloadPending,
+    Started,
+    TimerFired,
+    TimerKind,
+)
+from consensus.messages import SyncMessage, encode_message
+from consensus.replica import Replica
+from consensus.types import SyncInfo, genesis_block, genesis_qc
+from node import driver as driver_module
+from node.clock import now_ms
+from node.driver import Driver, DriverPorts
+from node.storage.chain import ChainStore
+
+GENESIS = genesis_block(b"c" * 32, b"s" * 32)
+MESSAGE = SyncMessage(SyncInfo(genesis_qc(GENESIS), None, None))
+
+
+class Script:
+    """Answers inputs with prepared effects and records both, together with what the ports saw."""
+
+    def __init__(self, answer: Callable[[Input], list[Effect]]) -> None:
+        self.answer = answer
+        self.inputs: list[Input] = []
+        self.done: list[object] = []
+
+    def step(self, event: Input) -> list[Effect]:
+        self.inputs.append(event)
+        return self.answer(event)
+
+    def persist(self, effect: Persist) -> None:
+        self.done.append("persist synced" if effect.sync else "persist")
+
+
+def persist(*, sync: bool) -> Persist:
+    return Persist(
+        sync=sync,
+        record=b"r",
+        certificates=None,
+        blocks=(),
+        committed=(),
+        proof=None,
+        reveals=(),
+        forgotten=(),
+    )
+
+
+def make(script: Script) -> Driver:
+    ports = DriverPorts(
+        send=lambda to, message: script.done.append(("send", to, message)),
+        deliver=lambda blocks: script.done.append(("deliver", blocks)),
+        offer_payload=lambda request: (b"d" * 32,),
+        fetch_payload=script.done.append,
+        fetch_block=script.done.append,
+        behind=script.done.append,
+        misbehaved=script.done.append,
+    )
+    return Driver(cast("Replica", script), cast("ChainStore", script), ports)
+
+
+def run(driver: Driver, until: Callable[[], bool]) -> None:
+    async def main() -> None:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(driver.run)
+                while not until():
+                    await trio.testing.wait_all_tasks_blocked(0.005)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_effects_are_performed_in_the_order_persist_send_deliver() -> None:
+    def answer(event: Input) -> list[Effect]:
+        if isinstance(event, Started):
+            return [persist(sync=True), Send(None, MESSAGE), Deliver((GENESIS,), cast("Any", None))]
+        return []
+
+    script = Script(answer)
+    run(make(script), lambda: len(script.done) == 3)
+    assert script.done == ["persist synced", ("send", None, encode_message(MESSAGE)), ("deliver", (GENESIS,))]
+
+
+def test_nothing_is_sent_when_the_record_could_not_be_written() -> None:
+    class Full(Script):
+        def persist(self, effect: Persist) -> None:
+            raise OSError(28, "No space left on device")
+
+    script = Full(lambda event: [persist(sync=True), Send(None, MESSAGE)])
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run(make(script), lambda: False)
+    assert caught.group_contains(OSError)
+    assert script.done == []
+
+
+def test_a_request_for_payload_is_answered_through_the_replica() -> None:
+    script = Script(
+        lambda event: [RequestPayload(7, b"p" * 32, (), False)] if isinstance(event, Started) else []
+    )
+    run(make(script), lambda: len(script.inputs) == 2)
+    offered = script.inputs[1]
+    assert isinstance(offered, PayloadOffered)
+    assert (offered.round, offered.digests) == (7, (b"d" * 32,))
+
+
+def test_this_nodes_own_inputs_go_before_peers_messages() -> None:
+    script = Script(lambda event: [])
+    driver = make(script)
+    driver.offer(MessageReceived(None, MESSAGE, 1))
+    driver.tell(PayloadPending(True, 2))
+    run(driver, lambda: len(script.inputs) == 3)
+    assert [type(event) for event in script.inputs] == [PayloadPending, Started, MessageReceived]
+
+
+def test_a_timer_waits_for_the_messages_that_arrived_before_it_was_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver_module, "now_ms", lambda: 1000)
+    script = Script(lambda event: [SetTimer(TimerKind.ROUND, 500)] if isinstance(event, Started) else [])
+    driver = make(script)
+    driver.offer(MessageReceived(None, MESSAGE, 400))
+    driver.offer(MessageReceived(None, MESSAGE, 600))
+    run(driver, lambda: len(script.inputs) == 4)
+    assert [type(event) for event in script.inputs] == [Started, MessageReceived, TimerFired, MessageReceived]
+
+
+def test_a_timer_fires_when_due_and_only_once() -> None:
+    def answer(event: Input) -> list[Effect]:
+        return (
+            [SetTimer(TimerKind.PROPOSE, now_ms() + 30)] if isinstance(event, Started) else []
+        )
+
+    script = Script(answer)
+    run(make(script), lambda: len(script.inputs) == 2)
+    fired = script.inputs[1]
+    assert isinstance(fired, TimerFired)
+    assert fired.kind is TimerKind.PROPOSE
+
+
+def test_peers_messages_are_dropped_past_the_bound_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "PEER_INPUTS_MAX", 2)
+    driver = make(Script(lambda event: []))
+    assert [driver.offer(MessageReceived(None, MESSAGE, 1)) for _ in range(4)] == [True, True, False, False]
+    assert driver.peer_inputs_dropped == 2
