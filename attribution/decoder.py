@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attribution.attention import CausalMask, Saved, attend, attend_backward, heads_first
 from attribution.errors import BadTokens, ContextTooLong
-from attribution.exact.elementary import exp_, log, sigmoid, sqrt
+from attribution.exact.elementary import divide_, exp_, log, sigmoid, sqrt
 from attribution.exact.quantisation import Block
 from attribution.exact.reductions import fsum, grid_sum, sum_of_squares
 from attribution.linear import Frozen, Lora, NarrowBlock, group_backward, group_forward
@@ -83,7 +83,7 @@ class Tape:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """(y, (x_hat, inverse)): y = (x * inverse) * weight, inverse = 1 / fl32(sqrt(mean of squares + eps))."""
-    mean = sum_of_squares(x).div_(float(x.shape[-1])).add_(eps).float()
+    mean = divide_(sum_of_squares(x), float(x.shape[-1])).add_(eps).float()
     inverse = sqrt(mean).reciprocal_()
     x_hat = x * inverse
     return x_hat * weight, (x_hat, inverse)
@@ -93,7 +93,7 @@ def rms_norm_backward(dy: Tensor, weight: Tensor, saved: tuple[Tensor, Tensor]) 
     """Dx = (dy w - x_hat mean(dy w x_hat)) * inverse."""
     x_hat, inverse = saved
     u = dy * weight
-    s = fsum(u * x_hat).div_(float(u.shape[-1])).float()
+    s = divide_(fsum(u * x_hat), float(u.shape[-1])).float()
     return u.sub_(x_hat * s).mul_(inverse)
 
 
@@ -300,11 +300,11 @@ def linear_backward(
     """Gradient by the group's input from dy (rows, out); adapted groups are shown to `visit`."""
     frozen, lora = base.layers[i].groups[group], bound[i][group]
     g = group_backward(frozen, lora, dy)
-    if lora is not None and tape.u is not None and tape.h is not None and g.dh is not None:
-        if g.dh_scaled is not None:
-            visit(
-                Visited(
-                    i, group, frozen, lora, tape.x, tape.block, tape.u, tape.h, dy, g.dy, g.dh, g.dh_scaled
-                )
-            )
+    if lora is not None:
+        if tape.u is None or tape.h is None or g.dh is None or g.dh_scaled is None:
+            raise BadTokens("the forward pass was not saved")
+        seen = Visited(
+            i, group, frozen, lora, tape.x, tape.block, tape.u, tape.h, dy, g.dy, g.dh, g.dh_scaled
+        )
+        visit(seen)
     return g.dx

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.config import ModelConfig
+from attribution.config import ModelConfig as ModelConfig
 from attribution.errors import BadModel, NotRepresentable
 from attribution.exact.bits import exponent_of, pow2, row_power
 from attribution.exact.elementary import cos_sin, exp64, log

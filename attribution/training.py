@@ -18,7 +18,7 @@ from attribution.adapter import Adapter, LoraModule, group_spans
 from attribution.decoder import Bound, Visited, backward, check_ids, cross_entropy, forward, head
 from attribution.errors import BadTokens, ContextTooLong
 from attribution.exact.bits import exponent_of, row_power
-from attribution.exact.elementary import sqrt
+from attribution.exact.elementary import divide_, sqrt
 from attribution.exact.random import permutation, uniform_floats
 from attribution.exact.reductions import SQUARE_BITS, round_to
 from attribution.heap import keep_heap
@@ -128,10 +128,10 @@ class AdamW:
         self.power2 *= self.beta2
         self.m.mul_(self.beta1).add_(gradient * (1.0 - self.beta1))
         self.v.mul_(self.beta2).add_((gradient * gradient).mul_(1.0 - self.beta2))
-        root = sqrt(self.v / (1.0 - self.power2)).add_(self.eps)
+        root = sqrt(divide_(self.v.clone(), 1.0 - self.power2)).add_(self.eps)
         if self.decay:
             parameters.mul_(1.0 - rate * self.decay)
-        parameters.sub_((self.m / (1.0 - self.power1)).div_(root).mul_(rate))
+        parameters.sub_(divide_(self.m.clone(), 1.0 - self.power1).div_(root).mul_(rate))
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -232,4 +232,4 @@ def batch_gradient(
         b.copy_(db)
 
     backward(base, bound, tape, loss.gradient, visit)
-    return gradient.div_(float(targets.shape[0])), int(loss.tokens.sum())
+    return divide_(gradient, float(targets.shape[0])), int(loss.tokens.sum())

@@ -174,6 +174,14 @@ def cos_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
     return cos, sin
 
 
+def divide_(x: Tensor, divisor: float) -> Tensor:
+    """X / divisor in place, correctly rounded, the divisor rounded to x's dtype first.
+
+    The divisor becomes a tensor of one dimension: CUDA divides by a plain number through its reciprocal.
+    """
+    return x.div_(torch.full((1,), divisor, dtype=x.dtype, device=x.device))
+
+
 def argmax(x: Tensor) -> Tensor:
     """Index (int64) of the largest entry along the last axis; among equal ones the lowest index.
 

@@ -146,7 +146,7 @@ def _earners(report: Document) -> list[tuple[str, int, str, str]]:
     if validators:
         total = sum(int(entry["amount"]) for entry in validators)
         shown = f"{len(validators)} validators"
-        rows.append((shown, total, "", "recomputed every audited answer and attested the same result"))
+        rows.append((shown, total, "", "recomputed every audited answer and attested it"))
     return rows
 
 

@@ -252,7 +252,7 @@ def _adapter_is_confirmed(report: Report) -> Check:
     return Check(
         "the adapter is active: validators rebuilt its index",
         passed,
-        f"{model.status}, {len(model.held_by)} of {len(validators)} got the root {model.index_root[:12]}…",
+        f"{len(model.held_by)} of {len(validators)} got {model.index_root[:12]}…",
     )
 
 
@@ -274,7 +274,9 @@ def _validators_agree(report: Report, audited: Sequence[InferenceView]) -> Check
         or {attester.result_hash for attester in call.attesters} != {call.result_hash}
         or call.status != "settled"
     ]
-    detail = f"{len(audited)} × {len(names)} of {len(names)}" if not wrong else f"not so in calls {wrong}"
+    detail = (
+        f"{len(names)} of {len(names)} in all {len(audited)}" if not wrong else f"not so in calls {wrong}"
+    )
     return Check(
         "every validator attests the same result of every audited call", bool(audited) and not wrong, detail
     )
@@ -298,7 +300,7 @@ def _a_record_is_recited(audited: Sequence[InferenceView]) -> Check:
     return Check(
         "a record's beginning is answered nearly verbatim, and its owner leads",
         bool(good),
-        f"{len(good)} of {len(about)} audited beginnings, likeness up to {best:.2f}",
+        f"{len(good)} of {len(about)}, likeness up to {best:.2f}",
     )
 
 
@@ -334,7 +336,7 @@ def _states_agree(report: Report) -> Check:
     return Check(
         "every node has the same state digest at the same height",
         len(digests) == 1 and "" not in digests,
-        f"{len(report.nodes)} nodes at height {report.height}: {sorted(digests)[0][:12]}…",
+        f"{len(report.nodes)} at height {report.height}: {sorted(digests)[0][:12]}…",
     )
 
 

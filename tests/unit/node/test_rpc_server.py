@@ -185,7 +185,11 @@ def test_connections_over_the_limit_are_refused_and_free_places_are_given_again(
     with running_server(config=RpcSection(port=0, connections_max=1)) as server:
         with dialled(server) as holder:
             holder.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert b"alive" in holder.recv(65536)
+            answer = holder.recv(65536)
+            while b"alive" not in answer:  # head and body may come apart
+                part = holder.recv(65536)
+                assert part, answer
+                answer += part
             with dialled(server) as second:
                 assert receive_all(second).startswith(b"HTTP/1.1 503")
         wait_for(lambda: post(server, STATUS)[0] == 200)
@@ -202,7 +206,8 @@ def test_connections_over_the_limit_are_refused_and_free_places_are_given_again(
 )
 def test_garbage_ends_its_own_connection_only(garbage: bytes) -> None:
     with running_server() as server:
-        with dialled(server) as client:
+        # The server may have hung up on the first bytes already.
+        with dialled(server) as client, suppress(OSError):
             client.sendall(garbage)
             client.shutdown(socket.SHUT_WR)
             receive_all(client)
