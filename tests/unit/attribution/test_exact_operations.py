@@ -17,116 +17,31 @@ from attribution.recipe import Recipe
 from attribution.training import train
 from tests.unit.attribution.model_cases import records, tiny_base
 
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Moves, shapes and makes memory; no arithmetic.
-MOVES = set(
-    [
-        "_to_copy",
-        "_unsafe_view",
-        "alias",
-        "arange",
-        "as_strided",
-        "cat",
-        "clone",
-        "constant_pad_nd",
-        "copy_",
-        "detach",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "eye",
-        "expand",
-        "fill",
-        "fill_",
-        "full",
-        "full_like",
-        "index",
-        "index_put",
-        "index_put_",
-        "lift_fresh",
-        "masked_fill_",
-        "new_empty",
-        "ones",
-        "ones_like",
-        "permute",
-        "reshape",
-        "select",
-        "slice",
-        "slice_scatter",
-        "split",
-        "squeeze",
-        "stack",
-        "t",
-        "transpose",
-        "unsqueeze",
-        "view",
-        "view_copy",
-        "zero_",
-        "zeros",
-        "zeros_like",
-        "tril_",
-        "nonzero",
-        "_local_scalar_dense",
-        "item",
-        "to",
-        "repeat",
-        "flip",
-        "unbind",
-    ]
+MOVES = words(
+    """_to_copy _unsafe_view alias arange as_strided cat clone constant_pad_nd copy_ detach empty empty_like
+    empty_strided expand full full_like index index_put_ lift_fresh masked_fill_ ones permute scalar_tensor select
+    slice t transpose tril_ unsqueeze view zeros zeros_like _local_scalar_dense"""
 )
 # IEEE operations rounded once, comparisons and bits.
-ELEMENTWISE = set(
-    [
-        "abs",
-        "add",
-        "add_",
-        "sub",
-        "sub_",
-        "rsub",
-        "mul",
-        "mul_",
-        "div",
-        "div_",
-        "neg",
-        "neg_",
-        "reciprocal",
-        "reciprocal_",
-        "round",
-        "round_",
-        "clamp",
-        "clamp_",
-        "maximum",
-        "where",
-        "eq",
-        "gt",
-        "le",
-        "lt",
-        "ge",
-        "ne",
-        "bitwise_and",
-        "bitwise_and_",
-        "bitwise_not",
-        "bitwise_left_shift",
-        "bitwise_left_shift_",
-        "bitwise_right_shift",
-        "__and__",
-        "__rshift__",
-        "__lshift__",
-        "__or__",
-        "bitwise_or",
-        "sqrt",
-        "isnan",
-        "logical_not",
-    ]
+ELEMENTWISE = words(
+    """abs add add_ sub sub_ rsub mul mul_ div div_ neg neg_ reciprocal reciprocal_ round round_ clamp clamp_ maximum
+    where eq ge gt le lt bitwise_and bitwise_not bitwise_or bitwise_left_shift bitwise_left_shift_
+    bitwise_right_shift __and__ __rshift__ __lshift__ sqrt"""
 )
 # Over integers whose sums fit, or order-free.
-REDUCTIONS = {"amax", "amin", "max", "min", "sum", "any", "all", "mm", "bmm", "_int_mm"}
+REDUCTIONS = words("amax amin max min sum mm bmm _int_mm")
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the names of the operations that run, and the dtypes square roots ran in."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
         self.roots: set[torch.dtype] = set()
         self.float32_sums = 0
