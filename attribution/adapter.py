@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -229,18 +228,3 @@ def _model_order(name: str) -> tuple[int, int]:
     if projection not in PROJECTIONS or module_name(layer, projection) != name:
         raise BadAdapter(f"{name[:80]!r} is not a module name")
     return layer, PROJECTIONS.index(projection)
-
-
-def adapter_from_tensors(rank: int, alpha: int, tensors: Mapping[str, Tensor]) -> Adapter:
-    """An adapter from PEFT-named tensors (as in `Adapter.tensors`). Raises BadAdapter."""
-    names = {n[len(PREFIX) : -len(".lora_A.weight")] for n in tensors if n.endswith(".lora_A.weight")}
-    if len(tensors) != 2 * len(names):
-        raise BadAdapter("factors do not come in pairs")
-    try:
-        modules = tuple(
-            LoraModule(n, tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"])
-            for n in sorted(names, key=_model_order)
-        )
-    except KeyError as error:
-        raise BadAdapter(f"{error.args[0]} is missing") from None
-    return Adapter(rank, alpha, modules)

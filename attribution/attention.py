@@ -66,7 +66,7 @@ def weigh(p: Tensor, v: Tensor, v_scale: Tensor, wide: Tensor) -> tuple[Tensor, 
     keys; den is the sum of p on the grid 2^-30; o = fl32(sum) / den.
     """
     den = grid_sum(p, wide).float()
-    q, scale = to_grid(p * v_scale)
+    q, scale = to_grid(p * v_scale, nonnegative=True)
     o = torch.bmm(v.transpose(1, 2), wide.copy_(q).transpose(1, 2)).transpose(1, 2)
     out = torch.empty(o.shape, dtype=torch.float32, device=p.device)
     return out.copy_(o.mul_(scale.double())).div_(den), den
@@ -116,11 +116,11 @@ def attend_backward(g: Heads, dots: Tensor, saved: Saved, heads: int, kv: int, o
     )
     dk = _over_queries(ds.mul_(h.scale[:heads].view(kv, m, 1)), h.q64[:heads].view(kv, m, width), wide)
     out[:, heads : heads + kv] = dk.permute(2, 0, 1)
-    dv = _over_queries(p * g.scale.view(kv, m, 1), g.q64.view(kv, m, width), wide)
+    dv = _over_queries(p * g.scale.view(kv, m, 1), g.q64.view(kv, m, width), wide, nonnegative=True)
     out[:, heads + kv :] = dv.permute(2, 0, 1)
 
 
-def _over_queries(x: Tensor, rows: Tensor, wide: Tensor) -> Tensor:
+def _over_queries(x: Tensor, rows: Tensor, wide: Tensor, nonnegative: bool = False) -> Tensor:
     """Exact sum over queries of rows (B, M, width), float64 integers, times x (B, M, T): float64 (B, width, T)."""
-    q, scale = to_grid(x, 1)
+    q, scale = to_grid(x, 1, nonnegative)
     return torch.bmm(rows.transpose(1, 2), wide.copy_(q)).mul_(scale.double())

@@ -163,7 +163,7 @@ class Lora:
             for (start, stop), (i, k) in zip(self.packed, self.spans, strict=True):
                 y[:, i:k].add_(wide[:, start:stop].float())
 
-    def backward(self, dy: Block, dx: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, dy: NarrowBlock, dx: Tensor) -> tuple[Tensor, Tensor]:
         """Add A^T (s g) to dx (M, K) in place; returns (g, s g), g = B^T dy, float32 (modules * r, M).
 
         dy holds the output gradient already scaled by the base rows' powers of two; b_columns undo them.
@@ -172,7 +172,7 @@ class Lora:
         for j, (start, stop) in enumerate(self.spans):
             out = wide[j * self.rank : (j + 1) * self.rank]
             torch.mm(self.b_columns[j], dy.q64[:, start:stop].t(), out=out)
-        g = wide.mul_(dy.scale64.t()).float()
+        g = wide.mul_(dy.scale.t().double()).float()
         gs = g * self.scale
         dx.add_(torch.mm(value64(gs, 0).t(), self.a_columns).float())
         return g, gs
@@ -219,12 +219,12 @@ def group_backward(frozen: Frozen, lora: Lora | None, dy: Tensor) -> GroupGradie
     for i, j in row_spans(m, n):
         block = Block.of(dy[i:j] * frozen.scale)
         frozen.backward(block, dx[i:j])
+        scale[i:j] = block.scale
         if lora is not None:
-            g, gs = lora.backward(block, dx[i:j])
+            q64[i:j] = block.q
+            g, gs = lora.backward(NarrowBlock(q64[i:j], scale[i:j]), dx[i:j])
             dh.append(g)
             dh_scaled.append(gs)
-            q64[i:j] = block.q64
-        scale[i:j] = block.scale
     if lora is None:
         return GroupGradient(dx, NarrowBlock(q64, scale), None, None)
     return GroupGradient(dx, NarrowBlock(q64, scale), torch.cat(dh, 1), torch.cat(dh_scaled, 1))

@@ -31,26 +31,28 @@ def exponent_of(power: Tensor) -> Tensor:
     return power.view(torch.int32).bitwise_right_shift(23).sub_(127)
 
 
-def row_magnitude(x: Tensor, dim: int = -1) -> Tensor:
+def row_magnitude(x: Tensor, dim: int = -1, nonnegative: bool = False) -> Tensor:
     """Max |x| along `dim`, kept as a dimension of size 1; 0 where the dimension is empty. NaN propagates.
 
-    The sign bit of a zero result is unspecified.
+    `nonnegative` says that no entry is below zero, which saves a pass. The sign bit of a zero result is unspecified.
     """
     if x.shape[dim] == 0:
         shape = list(x.shape)
         shape[dim] = 1
         return torch.zeros(shape, dtype=x.dtype, device=x.device)
+    if nonnegative:
+        return x.amax(dim, keepdim=True)
     if x.numel() < _LARGE:
         return x.abs().amax(dim, keepdim=True)
     return torch.maximum(x.amax(dim, keepdim=True), x.amin(dim, keepdim=True).neg_())
 
 
-def row_power(x: Tensor, dim: int = -1) -> Tensor:
+def row_power(x: Tensor, dim: int = -1, nonnegative: bool = False) -> Tensor:
     """P = 2^(E-1), float32, for the smallest E >= -99 with max|x| < 2^E along `dim` (kept as size 1).
 
     Raises NotRepresentable when the maximum is infinite, NaN or at least 2^101.
     """
-    m = row_magnitude(x, dim)
+    m = row_magnitude(x, dim, nonnegative)
     if m.numel() and not float(m.amax()) < MAGNITUDE_LIMIT:
         raise NotRepresentable("a row holds an infinity, a NaN or a magnitude of 2^101 or more")
     power = torch.bitwise_and(m.view(torch.int32), _EXPONENT_FIELD).view(torch.float32)

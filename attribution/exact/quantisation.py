@@ -35,9 +35,9 @@ def quantise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     return q.add_(0.0), exponent_of(scale)
 
 
-def to_grid(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+def to_grid(x: Tensor, dim: int = -1, nonnegative: bool = False) -> tuple[Tensor, Tensor]:
     """`quantise` without the checks of its arguments, as (q, 2^e float32); q may hold negative zeros."""
-    scale = row_power(x, dim).mul_(_POWER_TO_GRID)
+    scale = row_power(x, dim, nonnegative).mul_(_POWER_TO_GRID)
     return torch.mul(x, scale.reciprocal()).round_(), scale
 
 

@@ -30,6 +30,7 @@ CHAIN_NAME = "openledger-devnet"
 VALIDATORS_MIN = 4
 VALIDATORS_MAX = 16
 FULL_NODE = "full-node"
+VALIDATOR_PREFIX = "validator-"
 
 STAKE = 10_000 * OPEN
 BALANCES = {"trainer": 1_000 * OPEN, "provider": 2_000 * OPEN, "user": 1_000 * OPEN}
@@ -122,7 +123,7 @@ def create_network(layout: Layout, validators: int, contributors: Sequence[str])
     """
     if not VALIDATORS_MIN <= validators <= VALIDATORS_MAX:
         raise ValidatorCountInvalid(validators)
-    names = [*(f"validator-{number}" for number in range(1, validators + 1)), FULL_NODE]
+    names = [*(f"{VALIDATOR_PREFIX}{number}" for number in range(1, validators + 1)), FULL_NODE]
     ports = free_ports(2 * len(names))
     seats = [
         _seat(layout, name, ports[2 * position], ports[2 * position + 1])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from node.devnet import stories
 from node.devnet.errors import StoryTextInvalid
-from node.devnet.report import INVENTED, RECORD_BEGINNING, UNRELATED
+from node.devnet.network import BALANCES, FULL_NODE, VALIDATOR_PREFIX
+from node.devnet.report import INVENTED, RECORD_BEGINNING, UNATTRIBUTED, UNRELATED
 
 STDLIB = "stdlib"
 DIRECTORY = "directory"
@@ -23,7 +24,7 @@ NEW_TOKENS_MAX = 112
 UNRELATED_SENTENCES = 24
 
 _BEGINNINGS_FIRST = 9
-_RESERVED = frozenset({"trainer", "provider", "user"})
+_RESERVED = frozenset({*BALANCES, FULL_NODE, UNATTRIBUTED})
 _INVENTED = ("turtle.teleport: ", "smtplib.send_pigeon: ", "decimal.divide_by_zero: ", "turtle.dance: ")
 
 
@@ -81,8 +82,10 @@ def account_names(given: Sequence[str] | Mapping[str, object]) -> dict[str, str]
     named: dict[str, str] = {}
     for name in sorted(given):
         plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:48] or "contributor"
+        if plain in _RESERVED or plain.startswith(VALIDATOR_PREFIX):
+            plain = f"contributor-{plain}"
         candidate, number = plain, 2
-        while candidate in named or candidate in _RESERVED or candidate.startswith("validator-"):
+        while candidate in named:
             candidate, number = f"{plain}-{number}", number + 1
         named[candidate] = name
     return dict(sorted(named.items()))

@@ -17,6 +17,7 @@ from attribution.recipe import Recipe
 from attribution.training import train
 from tests.unit.attribution.model_cases import records, tiny_base
 
+
 def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 

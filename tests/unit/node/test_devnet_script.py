@@ -113,17 +113,15 @@ def test_a_node_that_dies_while_starting_is_named_with_the_end_of_its_log(networ
 
 
 def test_nodes_that_do_not_get_together_are_named_with_what_they_wait_for(network: Network) -> None:
-    async def lonely(url: str) -> NodeView | None:
-        return NodeView(height=1, peers=0)
+    async def at_genesis(url: str) -> NodeView | None:
+        return NodeView(height=0, peers=3)
 
     async def start() -> None:
-        others = replace(network, nodes=(*network.nodes, replace(network.nodes[0], name="validator-2")))
         async with run_nodes(network, lambda text: None) as fleet:
-            fleet.network = others
-            await fleet.wait_ready(lonely, seconds_max=0.5)
+            await fleet.wait_ready(at_genesis, seconds_max=0.5)
 
     with pytest.raises(BaseExceptionGroup) as group:
         trio.run(start)
     waiting = group.value.subgroup(NetworkNotReady)
     assert waiting is not None
-    assert "validator-1 (height 1, 0 peers)" in str(waiting.exceptions[0])
+    assert "validator-1 (height 0, 3 peers)" in str(waiting.exceptions[0])
