@@ -6,8 +6,10 @@
 Adapters and records are blobs. A job is given paths below this node's own home and nothing else.
 """
 
+import filecmp
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import structlog
@@ -37,6 +39,7 @@ class Artefacts:
         self._reader = reader
         self._fetcher = fetcher
         self._worker = worker
+        self._copying = threading.Lock()
         self._bases.mkdir(parents=True, exist_ok=True)
         self._indices.mkdir(parents=True, exist_ok=True)
 
@@ -44,23 +47,30 @@ class Artefacts:
         """Where a base lies, or would lie."""
         return self._bases / f"{base_hash.hex()}.safetensors"
 
-    def has_base(self, base_hash: bytes) -> bool:
-        """Whether this node holds the base; the worker checks the content against the hash when it opens it."""
+    async def holds_base(self, base_hash: bytes) -> bool:
+        """Whether this node holds the base; a damaged copy of the shipped one is replaced first."""
+        await hold_shipped_base(self)
         return self.base_path(base_hash).is_file()
 
     def add_base(self, base_hash: bytes, source: Path) -> None:
-        """Copy a base into this home, durably, unless it is there."""
+        """Copy a base into this home, durably, unless the same bytes are there."""
         target = self.base_path(base_hash)
-        if target.is_file():
-            return
-        temporary = target.with_suffix(".tmp")
-        shutil.copyfile(source, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(target)
+        with self._copying:
+            if target.is_file():
+                if filecmp.cmp(source, target, shallow=False):
+                    return
+                log.warning("base_damaged", path=str(target))
+            temporary = target.with_suffix(".tmp")
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.rename(target)
 
     async def rebuild_index(self, adapter_id: bytes, adapter: Adapter) -> bytes | None:
         """Rebuild an adapter's index from the committed records; returns its root, or None when it cannot be done."""
+        if not await self.holds_base(adapter.base_hash):
+            log.warning("base_missing", adapter=adapter_id.hex(), base=adapter.base_hash.hex())
+            return None
         contributions = self._records(adapter_id)
         wanted = [(adapter.blob_digest, adapter.blob_bytes)]
         wanted += [(entry.blob_digest, entry.blob_bytes) for entry in contributions]
@@ -85,24 +95,32 @@ class Artefacts:
     async def audit(
         self, adapter_id: bytes, adapter: Adapter, record: Inference, opening: Opening
     ) -> AuditResult | None:
-        """Recompute output and attribution of an inference; None when this machine cannot."""
+        """Recompute output and attribution of an inference; None when this machine cannot.
+
+        A refusal means a damaged file here: base, adapter and records are made whole, the index is rebuilt, and the
+        job is tried once more.
+        """
         folder = self._index_folder(adapter_id)
-        if not folder.is_dir() and await self.rebuild_index(adapter_id, adapter) is None:
-            return None
-        result = await self._worker.submit(
-            AuditJob(
-                base=str(self.base_path(adapter.base_hash)),
-                adapter=str(self._blobs.path(adapter.blob_digest)),
-                adapter_hash=adapter.adapter_hash,
-                index_folder=str(folder),
-                index_root=adapter.index_root,
-                owners=tuple((entry.contributor, entry.record_count) for entry in self._records(adapter_id)),
-                prompt_ids=opening.prompt_ids,
-                output_ids=opening.output_ids,
-                new_tokens_max=record.voucher.new_tokens_max,
-                floor_ppm=get_params(self._reader).attribution_floor_ppm,
-            )
+        job = AuditJob(
+            base=str(self.base_path(adapter.base_hash)),
+            adapter=str(self._blobs.path(adapter.blob_digest)),
+            adapter_hash=adapter.adapter_hash,
+            index_folder=str(folder),
+            index_root=adapter.index_root,
+            owners=tuple((entry.contributor, entry.record_count) for entry in self._records(adapter_id)),
+            prompt_ids=opening.prompt_ids,
+            output_ids=opening.output_ids,
+            new_tokens_max=record.voucher.new_tokens_max,
+            floor_ppm=get_params(self._reader).attribution_floor_ppm,
         )
+        if folder.is_dir():
+            result = await self._worker.submit(job)
+            if isinstance(result, AuditDone):
+                return AuditResult(result.status, result.result_hash, result.shares)
+            log.error("audit_refused", adapter=adapter_id.hex(), reason=_reason(result), next="mending")
+        if await self.rebuild_index(adapter_id, adapter) != adapter.index_root:
+            return None
+        result = await self._worker.submit(job)
         if isinstance(result, AuditDone):
             return AuditResult(result.status, result.result_hash, result.shares)
         log.error("audit_refused", adapter=adapter_id.hex(), reason=_reason(result))

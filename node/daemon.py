@@ -14,8 +14,9 @@ from pathlib import Path
 import structlog
 import trio
 
+from consensus.errors import ConsensusError
 from node.config import Config, load_config
-from node.errors import NodeError
+from node.errors import ConfigInvalid, KeyFileInvalid, NodeError
 from node.home import Home, lock_home, open_home
 from node.ledger.errors import LedgerError
 from node.log import configure_logging
@@ -23,6 +24,10 @@ from node.node import Node
 from node.storage.errors import StorageError
 
 log = structlog.get_logger(__name__)
+
+# The command line's exit codes (`node.cli.output.Exit`) for what keeps a daemon from running.
+EXIT_FAILED = 1
+EXIT_USAGE = 2
 
 
 def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
@@ -33,9 +38,9 @@ def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
         configure_logging(config.log, moniker=config.node.moniker)
         with lock_home(home):
             return _run(home, config)
-    except (NodeError, StorageError, LedgerError) as error:
-        log.error("cannot_start", error=str(error))
-        return 1
+    except (NodeError, StorageError, LedgerError, ConsensusError, OSError) as error:
+        log.error("cannot_start", error=str(error), kind=type(error).__name__)
+        return EXIT_USAGE if isinstance(error, ConfigInvalid | KeyFileInvalid) else EXIT_FAILED
 
 
 def _run(home: Home, config: Config) -> int:
@@ -49,7 +54,7 @@ def _run(home: Home, config: Config) -> int:
         node.close()
     for fault in faults:
         log.error("stopped", error=str(fault), kind=type(fault).__name__)
-    return 1 if faults else 0
+    return EXIT_FAILED if faults else 0
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

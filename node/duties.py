@@ -20,14 +20,24 @@ from node.ledger.errors import LedgerError, MalformedError
 from node.ledger.openings import Opening, decode_opening, output_commitment, prompt_commitment
 from node.ledger.queries import artefacts_to_hold, inferences_to_commit, inferences_to_open
 from node.ledger.results import AuditResult, AuditStatus, attestation_commitment, audit_result_hash
-from node.ledger.state import Inference, StateReader, get_adapter, get_base, get_inference
+from node.ledger.state import (
+    ArtefactStatus,
+    Inference,
+    InferenceStatus,
+    StateReader,
+    get_adapter,
+    get_base,
+    get_inference,
+)
 from node.ledger.transaction import encode_transaction, sign_transaction
+from node.recompute.jobs import WorkerProtocolError
 from node.recompute.process import WorkerBusy
 from node.storage.blobs import BlobStore
 
 log = structlog.get_logger(__name__)
 
 VALID_HEIGHTS = 60
+REST_HEIGHTS_MAX = 32
 TASKS_MAX = 256
 RESULTS_MAX = 2048
 
@@ -46,7 +56,7 @@ class Duties:
         fetcher: Fetcher,
         artefacts: Artefacts,
         submit: Callable[[bytes], Awaitable[bytes]],
-        start: Callable[..., None],
+        start: Callable[..., bool],
     ) -> None:
         self._identity = identity
         self._account = identity.account
@@ -60,38 +70,54 @@ class Duties:
         self._height = 0
         self._doing: set[Duty] = set()
         self._sent: dict[Duty, int] = {}
+        # Duties that came to nothing: the height from which on to try again, and how many heights that was.
+        self._resting: dict[Duty, tuple[int, int]] = {}
         self._results: dict[bytes, AuditResult] = {}
 
     def look(self, height: int) -> None:
         """Start a task for every duty owed at the executed `height` that is neither in hand nor sent lately."""
         self._height = height
         self._sent = {duty: until for duty, until in self._sent.items() if until > height}
-        for owed in artefacts_to_hold(self._reader, self._account):
-            self._begin(("hold", owed.artefact, 0), self._hold)
+        owed: dict[Duty, Callable[[Duty], Awaitable[Held | AttestCommit | AttestOpen | None]]] = {}
+        for artefact in artefacts_to_hold(self._reader, self._account):
+            owed["hold", artefact.artefact, 0] = self._hold
         for audit in inferences_to_commit(self._reader, self._account):
-            self._begin(("commit", audit.inference_id, audit.attempt), self._commit)
+            owed["commit", audit.inference_id, audit.attempt] = self._commit
         for audit in inferences_to_open(self._reader, self._account):
-            self._begin(("open", audit.inference_id, audit.attempt), self._open)
+            owed["open", audit.inference_id, audit.attempt] = self._open
+        self._resting = {duty: rest for duty, rest in self._resting.items() if duty in owed}
+        for duty, task in owed.items():
+            self._begin(duty, task)
 
-    def _begin(self, duty: Duty, task: Callable[[Duty], Awaitable[Body | None]]) -> None:
-        if duty in self._doing or duty in self._sent or len(self._doing) >= TASKS_MAX:
+    def _begin(
+        self, duty: Duty, task: Callable[[Duty], Awaitable[Held | AttestCommit | AttestOpen | None]]
+    ) -> None:
+        resting = self._resting.get(duty, (0, 0))[0] > self._height
+        if duty in self._doing or duty in self._sent or resting or len(self._doing) >= TASKS_MAX:
             return  # the next block asks again
-        self._doing.add(duty)
-        self._start(self._do, duty, task)
+        if self._start(self._do, duty, task):
+            self._doing.add(duty)
 
-    async def _do(self, duty: Duty, task: Callable[[Duty], Awaitable[Body | None]]) -> None:
+    async def _do(
+        self, duty: Duty, task: Callable[[Duty], Awaitable[Held | AttestCommit | AttestOpen | None]]
+    ) -> None:
         try:
             body = await task(duty)
-            if body is not None:
+            # Work takes time: what is owed no more would be ordered at the cost of whoever orders it.
+            if body is not None and is_owed(self._reader, self._account, body):
                 await self._send(duty, body)
-        except (LedgerError, NodeError, WorkerBusy, OSError) as error:
-            # Settled meanwhile, or something of this machine's: the state decides at the next block.
+        except (LedgerError, NodeError, WorkerBusy, WorkerProtocolError, OSError) as error:
+            # Settled meanwhile, or something of this machine's: the state decides at a later block.
             log.info("duty_not_done", duty=duty[0], subject=duty[1].hex(), reason=str(error))
         finally:
             self._doing.discard(duty)
+        if duty not in self._sent:
+            heights = min(2 * self._resting.get(duty, (0, 0))[1] or 1, REST_HEIGHTS_MAX)
+            self._resting[duty] = (self._height + heights, heights)
 
     async def _send(self, duty: Duty, body: Body) -> None:
-        until = self._height + VALID_HEIGHTS
+        # The same bytes over a restart, so that pools know them again and nobody orders a duty twice.
+        until = (self._height // VALID_HEIGHTS + 2) * VALID_HEIGHTS
         transaction = sign_transaction(
             self._identity.account_seed,
             chain_id=self._chain_id,
@@ -101,16 +127,19 @@ class Duties:
             body=body,
         )
         await self._submit(encode_transaction(transaction))
-        self._sent[duty] = until
+        self._sent[duty] = self._height + VALID_HEIGHTS
         log.info("duty_done", duty=duty[0], subject=duty[1].hex())
 
     # --- the work ---
 
-    async def _hold(self, duty: Duty) -> Body | None:
-        """Attest a base that lies here, or an adapter whose index was rebuilt from this node's own records."""
+    async def _hold(self, duty: Duty) -> Held | None:
+        """Attest a base that lies here, or an adapter whose published index was rebuilt from this node's own records.
+
+        There is nothing to say of another root: an adapter that too few confirm expires.
+        """
         _, artefact, _ = duty
         if get_base(self._reader, artefact) is not None:
-            return Held(artefact, b"") if self._artefacts.has_base(artefact) else None
+            return Held(artefact, b"") if await self._artefacts.holds_base(artefact) else None
         adapter = get_adapter(self._reader, artefact)
         if adapter is None:
             return None
@@ -124,9 +153,11 @@ class Duties:
                 published=adapter.index_root.hex(),
                 rebuilt=index_root.hex(),
             )
+            self._resting[duty] = (self._height, REST_HEIGHTS_MAX)
+            return None
         return Held(artefact, index_root)
 
-    async def _commit(self, duty: Duty) -> Body | None:
+    async def _commit(self, duty: Duty) -> AttestCommit | None:
         _, inference, attempt = duty
         result = await self._result(inference)
         if result is None:
@@ -141,7 +172,7 @@ class Duties:
         )
         return AttestCommit(inference, attempt, commitment)
 
-    async def _open(self, duty: Duty) -> Body | None:
+    async def _open(self, duty: Duty) -> AttestOpen | None:
         _, inference, attempt = duty
         result = await self._result(inference)
         if result is None:
@@ -181,7 +212,7 @@ class Duties:
         data = await trio.to_thread.run_sync(self._blobs.get, record.blob_digest)
         if data is None:
             return None  # damaged on this disk: this machine's fault, so nothing is said of the provider
-        opening = opening_of(record, data)
+        opening = await trio.to_thread.run_sync(opening_of, record, data)
         if opening is None:
             status = AuditStatus.OPENING_INVALID
             return AuditResult(
@@ -198,6 +229,35 @@ class Duties:
         ).digest()
         salt: bytes = blake3(inference + attempt.to_bytes(8, "big"), key=secret).digest()
         return salt
+
+
+def is_owed(reader: StateReader, sender: bytes, body: Held | AttestCommit | AttestOpen) -> bool:
+    """Whether the ledger would take this duty of this validator now; one that it does not take costs who orders it."""
+    if isinstance(body, Held):
+        adapter = get_adapter(reader, body.artefact)
+        artefact = adapter or get_base(reader, body.artefact)
+        root = b"" if adapter is None else adapter.index_root
+        return (
+            artefact is not None
+            and body.index_root == root
+            and sender not in artefact.held
+            and artefact.status != ArtefactStatus.EXPIRED
+        )
+    inference = get_inference(reader, body.inference)
+    if inference is None or inference.attempt != body.attempt:
+        return False
+    committed = inference.committed(sender)
+    if isinstance(body, AttestCommit):
+        return inference.status == InferenceStatus.COMMITTING and committed is None
+    opened = inference.opened(sender)
+    return (
+        inference.status == InferenceStatus.OPENING
+        and (opened is None or opened.attempt != body.attempt)
+        and committed
+        == attestation_commitment(
+            body.inference, body.status_code, body.result_hash, body.shares, sender, body.salt
+        )
+    )
 
 
 def opening_of(record: Inference, data: bytes) -> Opening | None:

@@ -4,6 +4,7 @@ A block's state changes, receipts and height are one atomic write: a process tha
 inside one. The ledger runs in a thread, so that a long block does not hold up votes.
 """
 
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -31,12 +32,33 @@ AUDIT_ENDS = frozenset(
 )
 
 
+class SharedVerifier(Verifier):
+    """A `Verifier` for several threads: execution checks signatures in one, admission in another."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def __call__(self, public: bytes, message: bytes, signature: bytes) -> bool:
+        """Return whether the signature is good, from memory where possible."""
+        with self._lock:
+            return super().__call__(public, message, signature)
+
+
 @dataclass(frozen=True, slots=True)
 class ExecutedBlock:
-    """One block, its transactions' hashes in order, the inferences whose audit it ended, and the head after it."""
+    """One block, what became of its transactions, the inferences whose audit it ended, and the head after it.
+
+    `performed` consumed their nonce or their duty, whether they succeeded or failed; `invalid` changed nothing of their
+    sender's, and some may still be owed a place (a proposer can order them too early, or without storage receipts).
+    Transactions of a batch that the ledger skipped are in neither.
+    """
 
     block: Block
-    tx_hashes: tuple[bytes, ...]
+    performed: tuple[bytes, ...]
+    invalid: tuple[bytes, ...]
     audits_ended: tuple[bytes, ...]
     head: ExecutedHead
 
@@ -91,6 +113,11 @@ class Executor:
         digests = [digest for block in self._waiting for digest in block.header.payload]
         return {tx for digest in (*digests, *uncommitted_payload) for tx in self.transaction_hashes(digest)}
 
+    def knows_in_flight(self, uncommitted_payload: tuple[bytes, ...]) -> bool:
+        """Whether every batch that is ordered but not executed is here: else its transactions could be ordered again."""
+        digests = [digest for block in self._waiting for digest in block.header.payload]
+        return all(self.transaction_hashes(digest) for digest in (*digests, *uncommitted_payload))
+
     def transaction_hashes(self, digest: bytes) -> tuple[bytes, ...]:
         """Hashes of a stored batch's transactions, in order; empty when the batch is not here."""
         known = self._hashes.get(digest)
@@ -126,7 +153,6 @@ class Executor:
             raise StorageError(f"block {block.height} delivered where {self.head.height + 1} was due")
         await self._make_available(block)
         batches = [self._batch(digest) for digest in block.header.payload]
-        tx_hashes = tuple(tx for digest in block.header.payload for tx in self.transaction_hashes(digest))
         outcome = await trio.to_thread.run_sync(self._apply, block, batches)
         self.head = ExecutedHead(
             block.height,
@@ -143,14 +169,16 @@ class Executor:
             tuple(encode_receipt(receipt) for receipt in outcome.receipts),
         )
         self._store.record_execution(self.head, outcome.changes, kept, self._places(outcome))
+        performed = _subjects(outcome, ReceiptStatus.OK, ReceiptStatus.FAILED)
+        invalid = _subjects(outcome, ReceiptStatus.INVALID)
         if batches:
-            log.info("executed", height=block.height, transactions=len(tx_hashes))
+            log.info("executed", height=block.height, transactions=len(performed), invalid=len(invalid))
         ended = tuple(
             receipt.subject
             for receipt in outcome.receipts
             if receipt.status == ReceiptStatus.SYSTEM and receipt.code in AUDIT_ENDS
         )
-        return ExecutedBlock(block, tx_hashes, ended, self.head)
+        return ExecutedBlock(block, performed, invalid, ended, self.head)
 
     def _apply(self, block: Block, batches: list[Batch]) -> BlockOutcome:
         header = block.header
@@ -175,18 +203,23 @@ class Executor:
 
     def _places(self, outcome: BlockOutcome) -> dict[bytes, int]:
         """Where each transaction's receipt stands. A replay, which is invalid, never hides what happened before."""
-        return {
-            receipt.subject: position
-            for position, receipt in enumerate(outcome.receipts)
-            if receipt.status in (ReceiptStatus.OK, ReceiptStatus.FAILED)
-            or (
+        places: dict[bytes, int] = {}
+        for position, receipt in enumerate(outcome.receipts):
+            subject = receipt.subject
+            if receipt.status in (ReceiptStatus.OK, ReceiptStatus.FAILED) or (
                 receipt.status == ReceiptStatus.INVALID
-                and self._store.transaction_place(receipt.subject) is None
-            )
-        }
+                and subject not in places
+                and self._store.transaction_place(subject) is None
+            ):
+                places[subject] = position
+        return places
 
     def _batch(self, digest: bytes) -> Batch:
         data = self._store.batch(digest)
         if data is None:
             raise StorageError(f"batch {digest.hex()} was made available and is missing")
         return decode_batch(data)
+
+
+def _subjects(outcome: BlockOutcome, *statuses: ReceiptStatus) -> tuple[bytes, ...]:
+    return tuple(receipt.subject for receipt in outcome.receipts if receipt.status in statuses)

@@ -17,10 +17,13 @@ from node.wire import BLOB_PART_BYTES, Request, encode_blob_request
 log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
+BLOB_TIMEOUT_S = 30.0
 ROUNDS_MAX = 8
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 3.0
-FETCHES_MAX = 8
+# Batches, which votes wait for, have places of their own: blobs that nobody has must not hold them up.
+BATCHES_ASKED_MAX = 8
+BLOBS_ASKED_MAX = 8
 WRONG_BYTES_POINTS = 40
 
 
@@ -33,23 +36,32 @@ class Fetcher:
         self._blobs = blobs
         self._chain_id = chain_id
         self._running: dict[bytes, trio.Event] = {}
-        self._limit = trio.CapacityLimiter(FETCHES_MAX)
+        self._batch_limit = trio.CapacityLimiter(BATCHES_ASKED_MAX)
+        self._blob_limit = trio.CapacityLimiter(BLOBS_ASKED_MAX)
 
     async def blob(self, name: bytes, size_bytes: int, sources: Iterable[str] = ()) -> bool:
-        """Make a blob present, durably; returns whether it is. `sources` are asked before the other peers."""
+        """Make a blob present, durably and whole; returns whether it is. `sources` are asked before the other peers."""
         if size_bytes > BLOB_BYTES_MAX:
             return False
+        # Reading it removes a damaged copy, which is then fetched like one that was never here.
+        if self._blobs.has(name) and await trio.to_thread.run_sync(self._blobs.get, name) is None:
+            log.warning("blob_damaged", blob=name.hex())
 
         async def ask(peer_id: str) -> None:
-            await self._blob_from(peer_id, name, size_bytes)
+            async with self._blob_limit:
+                with trio.move_on_after(BLOB_TIMEOUT_S):
+                    await self._blob_from(peer_id, name, size_bytes)
 
-        return await self._fetch(name, lambda: self._blobs.has(name), ask, tuple(sources))
+        # Two transactions may claim different sizes: who lies must not keep the other waiting.
+        key = name + size_bytes.to_bytes(8, "big")
+        return await self._fetch(key, lambda: self._blobs.has(name), ask, tuple(sources))
 
     async def batch(self, name: bytes, sources: Iterable[str] = ()) -> bool:
         """Make a batch present; returns whether it is."""
 
         async def ask(peer_id: str) -> None:
-            await self._batch_from(peer_id, name)
+            async with self._batch_limit:
+                await self._batch_from(peer_id, name)
 
         return await self._fetch(name, lambda: self._store.batch(name) is not None, ask, tuple(sources))
 
@@ -60,14 +72,14 @@ class Fetcher:
         ask: Callable[[str], Awaitable[None]],
         sources: tuple[str, ...],
     ) -> bool:
-        while (other := self._running.get(name)) is not None:
+        if (other := self._running.get(name)) is not None:
             await other.wait()
+            return present()
         if present():
             return True
         self._running[name] = trio.Event()
         try:
-            async with self._limit:
-                return await self._rounds(name, present, ask, sources)
+            return await self._rounds(name, present, ask, sources)
         finally:
             self._running.pop(name).set()
 
@@ -88,7 +100,7 @@ class Fetcher:
                     log.debug("fetch_failed", what=name.hex(), peer=peer_id, error=str(error))
                 except (BlobDigestMismatch, LedgerError) as error:
                     self._network.penalise(peer_id, WRONG_BYTES_POINTS, f"wrong bytes: {error}")
-                except BlobQuotaExceeded as error:
+                except (BlobQuotaExceeded, OSError) as error:  # this node's disk, no peer's fault
                     log.error("blob_refused", blob=name.hex(), error=str(error))
                     return False
                 if present():
@@ -101,13 +113,20 @@ class Fetcher:
     async def _blob_from(self, peer_id: str, name: bytes, size_bytes: int) -> None:
         data = bytearray()
         while len(data) < size_bytes:
-            request = encode_blob_request(name, len(data))
-            part = await self._network.request(peer_id, Request.BLOB, request, REQUEST_TIMEOUT_S)
-            if not part or len(part) > BLOB_PART_BYTES:
-                return
+            part = await self._blob_part(peer_id, name, len(data))
             data += part
-        if len(data) == size_bytes:
+            if len(data) > size_bytes or (len(part) < BLOB_PART_BYTES and len(data) < size_bytes):
+                return  # not here, or not of the size that was claimed
+        try:
             await trio.to_thread.run_sync(self._blobs.put, bytes(data), name)
+        except BlobDigestMismatch:
+            # The beginning of a longer blob proves who claimed the size wrong, not who has the blob.
+            if not await self._blob_part(peer_id, name, size_bytes):
+                raise
+
+    async def _blob_part(self, peer_id: str, name: bytes, offset: int) -> bytes:
+        request = encode_blob_request(name, offset)
+        return await self._network.request(peer_id, Request.BLOB, request, REQUEST_TIMEOUT_S)
 
     async def _batch_from(self, peer_id: str, name: bytes) -> None:
         data = await self._network.request(peer_id, Request.BATCH, name, REQUEST_TIMEOUT_S)
@@ -116,16 +135,27 @@ class Fetcher:
 
 
 def store_batch(store: ChainStore, data: bytes, chain_id: bytes, expected: bytes | None = None) -> bytes:
-    """Check and store a batch; returns its digest. Raises LedgerError, BlobDigestMismatch.
+    """Check and store a batch; returns its digest. Raises LedgerError, BlobDigestMismatch."""
+    name = check_batch(data, chain_id, expected)
+    store.put_batch(name, data)
+    return name
 
-    The digest does not cover the author's signature, so a batch is only ever stored with a good one: otherwise
-    one node could hold, under the same digest, bytes that the ledger skips and another node executes.
+
+def check_batch(
+    data: bytes, chain_id: bytes, expected: bytes | None = None, author: bytes | None = None
+) -> bytes:
+    """Return the digest of a batch. Raises LedgerError, BlobDigestMismatch.
+
+    Where `expected` (a digest) or `author` (an account) is given, a batch with another is refused. The digest does not
+    cover the author's signature, so a batch is only ever stored with a good one: otherwise one node could hold, under
+    the same digest, bytes that the ledger skips and another node executes.
     """
     batch = decode_batch(data)
     name = batch_digest(batch, chain_id)
     if expected is not None and name != expected:
         raise BlobDigestMismatch(expected, name)
+    if author is not None and batch.author != author:
+        raise MalformedError("a batch of another author", "batch.author")
     if not verify_batch(batch, chain_id):
         raise MalformedError("a batch that its author did not sign", "batch.signature")
-    store.put_batch(name, data)
     return name

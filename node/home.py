@@ -8,6 +8,7 @@
     HOME/keys/account.key       the operator's account     } as lowercase hex
     HOME/keys/consensus.key     validators only: votes     }
     HOME/keys/beacon.key        validators only: beacon    }
+    HOME/keys/consensus.used    validators only: the chain on which the key may have signed
     HOME/accounts/NAME.key      accounts of the command line, same format
     HOME/data/                  LevelDB
     HOME/blobs/  HOME/artefacts/  HOME/logs/
@@ -61,6 +62,11 @@ class Home:
     def consensus_key_path(self) -> Path:
         """Seed of the consensus key; validators only."""
         return self.root / "keys" / "consensus.key"
+
+    @property
+    def consensus_used_path(self) -> Path:
+        """The chain id (hex) on which the consensus key may have signed; it outlives the database."""
+        return self.root / "keys" / "consensus.used"
 
     @property
     def beacon_key_path(self) -> Path:

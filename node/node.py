@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from consensus.beacon import BeaconChain
-from consensus.crypto import Verifier
+from consensus.codec import encode
 from consensus.effects import Behind, FetchBlock, FetchPayload, Misbehaved, RequestPayload
 from consensus.errors import ConsensusError
 from consensus.inputs import Executed, MessageReceived, PayloadAvailable, PayloadPending
@@ -26,41 +26,56 @@ from node.config import Config
 from node.directory import make_directory
 from node.driver import Driver, DriverPorts
 from node.duties import Duties, forget_opening
-from node.executor import ExecutedBlock, Executor
-from node.fetch import Fetcher, store_batch
+from node.executor import ExecutedBlock, Executor, SharedVerifier
+from node.fetch import Fetcher, check_batch, store_batch
 from node.home import Home, write_atomic
 from node.intake import Intake
-from node.ledger.batch import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, encode_batch, sign_batch
+from node.ledger.batch import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, Item, encode_batch, sign_batch
 from node.ledger.errors import LedgerError
+from node.ledger.genesis import chain_id
 from node.ledger.state import get_inference, get_validators
-from node.mempool import Mempool
+from node.mempool import Mempool, Pooled
 from node.network import NetworkConfig, PeerAddress, PeerEvent
 from node.network.errors import NetworkError
 from node.network.network import Network
+from node.pushed import PushedBatches
 from node.receipts import ReceiptBook
 from node.recompute.process import RecomputeProcess, worker_command
 from node.rpc.server import serve_rpc
 from node.startup import (
     BEACON_REVEALS,
+    check_validator,
     consensus_config,
     load_genesis,
     load_identity,
+    mark_key_used,
     open_chain,
     recovered_state,
+    refuse_lost_record,
 )
 from node.storage.blobs import BlobStore
 from node.storage.chain import ChainStore
 from node.storage.database import Database
 from node.storage.errors import BlobDigestMismatch
 from node.sync import Sync
-from node.wire import Frame, Topic, WireError, decode_announcement, encode_announcement
+from node.wire import (
+    Frame,
+    Topic,
+    WireError,
+    decode_announcement,
+    decode_transactions,
+    encode_announcement,
+)
 
 log = structlog.get_logger(__name__)
 
 BACKGROUND_TASKS_MAX = 1024
 MALFORMED_POINTS = 20
-# Room in a batch for its envelope and for storage receipts beside the transactions.
+# Room in a batch for storage receipts beside the transactions, and for what is around all of them.
 BATCH_OVERHEAD_BYTES = 96 << 10
+# How often batches that nothing used are looked for.
+EXPIRY_HEIGHTS = 100
+BATCH_ENVELOPE_BYTES = 256
 PUBLISH_TIMEOUT_S = 2.0
 
 
@@ -74,10 +89,16 @@ class Node:
         self.identity = load_identity(home, config)
         self._database = Database(home.data_path / "chain")
         self.store = ChainStore(self._database)
-        genesis = open_chain(self.store, load_genesis(home))
+        document = load_genesis(home)
+        if self.validator:
+            refuse_lost_record(home, self.store, chain_id(document))
+        genesis = open_chain(self.store, document)
         self.chain_id = genesis.header.chain_id
         self.epoch = genesis.header.epoch
         self.directory = make_directory(get_validators(self.store))
+        check_validator(self.identity, self.directory.validators)
+        if self.validator:
+            mark_key_used(home, self.chain_id)
         self.blobs = BlobStore(home.blobs_path, config.storage.blobs_bytes_max)
         self.mempool = Mempool(config.mempool)
         self.network = Network(
@@ -86,7 +107,7 @@ class Node:
             validate_gossip=_plausible,
             on_peer=self._on_peer,
         )
-        verifier = Verifier()
+        verifier = SharedVerifier()
         fetcher = Fetcher(self.network, self.store, self.blobs, self.chain_id)
         self.executor = Executor(self.store, self.chain_id, self._make_available, self._on_executed, verifier)
         self.driver = Driver(self._replica(genesis), self.store, self._ports())
@@ -137,6 +158,7 @@ class Node:
             for text in (*config.network.mesh_peers, *config.network.gossip_peers)
         }
         self._batch_sequence = 0
+        self._pushed = PushedBatches()
         self._background: trio.Nursery | None = None
         self._background_tasks = 0
         self._fetching_payload: set[bytes] = set()
@@ -175,6 +197,7 @@ class Node:
             nursery.start_soon(self.sync.run)
             if self.validator:
                 nursery.start_soon(self.worker.run)
+                nursery.start_soon(self.intake.run_repeats)
                 self.duties.look(self.executor.head.height)
             else:
                 nursery.start_soon(self.intake.run_gossip)
@@ -184,13 +207,14 @@ class Node:
             task_status.started(url)
             await trio.sleep_forever()
 
-    def _start(self, task: Callable[..., Any], *args: object) -> None:
-        """Run a bounded number of small tasks beside the others; past the bound one is dropped and asked again."""
+    def _start(self, task: Callable[..., Any], *args: object) -> bool:
+        """Run a bounded number of small tasks beside the others; False past the bound: it has to be asked for again."""
         if self._background is None or self._background_tasks >= BACKGROUND_TASKS_MAX:
             log.warning("task_dropped", task=getattr(task, "__qualname__", str(task)))
-            return
+            return False
         self._background_tasks += 1
         self._background.start_soon(self._run_task, task, args)
+        return True
 
     async def _run_task(self, task: Callable[..., Any], args: tuple[object, ...]) -> None:
         try:
@@ -251,18 +275,21 @@ class Node:
         """Make one batch of what waits, store it, and send it ahead of the proposal that will name it."""
         if request.empty_only:
             return ()
+        if not self.executor.knows_in_flight(request.uncommitted_payload):
+            return ()
+        in_flight = self.executor.transactions_in_flight(request.uncommitted_payload)
         chosen = self.mempool.select(
             self.intake.next_nonce,
             self.intake.includable,
-            self.executor.transactions_in_flight(request.uncommitted_payload),
+            self.intake.withheld(in_flight),
             bytes_max=BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES,
             count_max=min(BATCH_ITEMS_MAX, self.config.consensus.batch_transactions_max),
         )
-        if not chosen:
+        items = self._fitting(self.intake.affordable(chosen, in_flight))
+        if not items:
             return ()
         # A sequence is used once; time keeps it unique over restarts without another synced record.
         self._batch_sequence = max(self._batch_sequence + 1, now_ms())
-        items = tuple(self.intake.item(pooled) for pooled in chosen)
         try:
             batch = sign_batch(self.identity.account_seed, self.chain_id, self._batch_sequence, items)
             data = encode_batch(batch)
@@ -273,13 +300,24 @@ class Node:
         self.network.broadcast(Frame.BATCH, data)
         return (name,)
 
+    def _fitting(self, chosen: list[Pooled]) -> tuple[Item, ...]:
+        """As many of the chosen, from the first on, as fit into one batch with their storage receipts."""
+        items: list[Item] = []
+        size = BATCH_ENVELOPE_BYTES
+        for pooled in chosen:
+            item = self.intake.item(pooled)
+            size += len(encode(item))
+            if size > BATCH_BYTES_MAX:
+                break
+            items.append(item)
+        return tuple(items)
+
     def _fetch_payload(self, effect: FetchPayload) -> None:
         for name in effect.digests:
             if self.store.batch(name) is not None:
                 self.driver.tell(PayloadAvailable(name, now_ms()))
-            elif name not in self._fetching_payload:
+            elif name not in self._fetching_payload and self._start(self._fetch_batch, name, effect.sources):
                 self._fetching_payload.add(name)
-                self._start(self._fetch_batch, name, effect.sources)
 
     async def _fetch_batch(self, name: bytes, sources: tuple[bytes, ...]) -> None:
         try:
@@ -289,9 +327,8 @@ class Node:
             self._fetching_payload.discard(name)
 
     def _fetch_block(self, effect: FetchBlock) -> None:
-        if effect.block_id not in self._fetching_blocks:
+        if effect.block_id not in self._fetching_blocks and self._start(self._fetch_ancestry, effect):
             self._fetching_blocks.add(effect.block_id)
-            self._start(self._fetch_ancestry, effect)
 
     async def _fetch_ancestry(self, effect: FetchBlock) -> None:
         try:
@@ -322,8 +359,7 @@ class Node:
                 sender = self.directory.validator_of.get(peer_id)
                 self.driver.offer(MessageReceived(sender, decode_message(payload), now_ms()))
             case Frame.BATCH:
-                name = store_batch(self.store, payload, self.chain_id)
-                self.driver.tell(PayloadAvailable(name, now_ms()))
+                self._take_batch(peer_id, payload)
             case Frame.TRANSACTIONS:
                 await self.intake.receive(peer_id, payload)
             case Frame.STORAGE_RECEIPT:
@@ -331,10 +367,24 @@ class Node:
             case _:
                 raise WireError(f"unknown frame kind {kind}")
 
+    def _take_batch(self, peer_id: str, data: bytes) -> None:
+        """Store a batch that a validator pushes, if it is its own and within its quota."""
+        key = self.directory.validator_of.get(peer_id)
+        entry = None if key is None else self.directory.validators.by_consensus_key(key)
+        if entry is None:
+            raise WireError("a batch from a peer that is no validator")
+        name = check_batch(data, self.chain_id, author=entry.account)
+        if self.store.batch(name) is None:
+            if not self._pushed.add(entry.account, name, len(data), self.executor.head.height):
+                log.warning("batch_not_taken", author=entry.account.hex(), reason="its quota is used up")
+                return
+            self.store.put_batch(name, data)
+        self.driver.tell(PayloadAvailable(name, now_ms()))
+
     async def _receive_gossip(self) -> None:
         async for message in self.network.gossip:
             if message.topic == Topic.TRANSACTIONS:
-                await self.intake.receive(message.peer_id, message.data)
+                await self.intake.receive(message.peer_id, message.data, forwarded=True)
             else:
                 try:
                     self.sync.announced(message.peer_id, message.data)
@@ -361,14 +411,30 @@ class Node:
         self.driver.tell(
             Executed(head.height, head.block_id, head.state_digest, head.accumulator_root, now_ms())
         )
-        self.mempool.settle(frozenset(done.tx_hashes), self.intake.next_nonce, head.height)
+        self._pushed.used(header.payload)
+        if head.height % EXPIRY_HEIGHTS == 0:
+            self._expire_batches(head.height)
+        self.intake.settle(done)
         self._payload_changed()
-        if self.validator:
+        # While older blocks wait, what this one asks for may be long over: the last of them is looked at.
+        if self.validator and not self.executor.waiting_blocks:
             self.duties.look(head.height)
         for inference in done.audits_ended:
             self._start(self._forget_opening, inference)
         if header.proposer == self.identity.consensus_key:
             self._start(self._announce)
+
+    def _expire_batches(self, height: int) -> None:
+        """Remove old batches that no block came to use; what a block in flight names stays."""
+        # In this order: a block that is committed meanwhile is found on one side or on both, never on neither.
+        blocks = [*self.store.uncommitted_blocks()]
+        for waiting in range(height + 1, self.store.committed_height() + 1):
+            block = self.store.block_at(waiting)
+            if block is not None:
+                blocks.append(block)
+        needed = {name for block in blocks for name in block.header.payload}
+        for name in self._pushed.expire(height, needed):
+            self.store.drop_batch(name)
 
     async def _forget_opening(self, inference: bytes) -> None:
         """Prune the text of an audited call once its audit has ended; commitments and result stay on the ledger."""
@@ -386,17 +452,20 @@ class Node:
     def _payload_changed(self) -> None:
         """Tell the replica whether there is something to order."""
         pending = self.mempool.has_ready(
-            self.intake.next_nonce, self.intake.includable, self.executor.transactions_in_flight(())
+            self.intake.next_nonce,
+            self.intake.includable,
+            self.intake.withheld(self.executor.transactions_in_flight(())),
         )
         self.driver.tell(PayloadPending(pending, now_ms()))
 
 
 def _plausible(topic: str, data: bytes) -> bool:
-    """Cheap check before gossip is passed on: the shape alone."""
-    if topic != Topic.BLOCKS:
-        return bool(data)
+    """Cheap check before gossip is passed on: the shape alone. Who forwards what fails it is to blame."""
     try:
-        decode_announcement(data)
+        if topic == Topic.BLOCKS:
+            decode_announcement(data)
+        else:
+            decode_transactions(data)
     except WireError:
         return False
     return True

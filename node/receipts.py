@@ -17,13 +17,14 @@ CLAIMS_MAX = 4096
 class ReceiptBook:
     """Receipts by what they vouch for.
 
-    Past `CLAIMS_MAX` claims the oldest is forgotten; validators send theirs again when its transaction is gossiped
-    again.
+    Of each validator the last `CLAIMS_MAX` receipts are kept, so that none can push out another's; those forgotten come
+    again when their transaction is gossiped again.
     """
 
     chain_id: bytes
     directory: Directory
     _signatures: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)
+    _claims_of: dict[bytes, dict[bytes, None]] = field(default_factory=dict)
 
     def add(self, claim: StorageClaim, account: bytes, signature: bytes) -> bool:
         """Keep a receipt; returns False when its signer is no validator or its signature is wrong."""
@@ -35,10 +36,19 @@ class ReceiptBook:
             return True
         if not verify_storage_receipt(account, signature, claim, self.chain_id):
             return False
-        if name not in self._signatures and len(self._signatures) >= CLAIMS_MAX:
-            del self._signatures[next(iter(self._signatures))]
+        claims = self._claims_of.setdefault(account, {})
+        if len(claims) >= CLAIMS_MAX:
+            self._forget(next(iter(claims)), account)
+        claims[name] = None
         self._signatures.setdefault(name, {})[account] = signature
         return True
+
+    def _forget(self, name: bytes, account: bytes) -> None:
+        del self._claims_of[account][name]
+        holders = self._signatures[name]
+        del holders[account]
+        if not holders:
+            del self._signatures[name]
 
     def signature(self, claim: StorageClaim, account: bytes) -> bytes | None:
         """Return this validator's receipt, or None."""

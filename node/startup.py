@@ -5,19 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from consensus.config import ConsensusConfig
+from consensus.core import RESULTS_MAX
+from consensus.errors import CodecError
 from consensus.recovery import ExecutionResult, RecoveredState
-from consensus.safety import record_from_bytes
+from consensus.safety import SafetyRecord, record_from_bytes
 from consensus.types import Block, genesis_block
 from node.config import Config
 from node.directory import Identity
 from node.errors import ConfigInvalid
-from node.home import Home
+from node.home import Home, write_atomic
 from node.keys import load_seed
 from node.ledger.accumulator import Accumulator, accumulator_root, encode_accumulator
 from node.ledger.genesis import Genesis, chain_id, genesis_from_dict, genesis_state
 from node.ledger.lthash import lthash_of, state_digest
+from node.ledger.state import ValidatorSet
 from node.storage.chain import ChainStore, ExecutedHead
-from node.storage.errors import StorageError
+from node.storage.errors import SafetyRecordUnusable, StorageError
 
 GENESIS_BYTES_MAX = 4 << 20
 
@@ -70,21 +73,73 @@ def open_chain(store: ChainStore, genesis: Genesis) -> Block:
     return block
 
 
+def check_validator(identity: Identity, validators: ValidatorSet) -> None:
+    """Raise ConfigInvalid unless the genesis names this home's keys as those of one validator; observers pass."""
+    if identity.consensus_key is None:
+        return
+    for entry in validators.validators:
+        if entry.consensus_key == identity.consensus_key:
+            if entry.account != identity.account:
+                raise ConfigInvalid(
+                    "keys/account.key", f"the account {entry.account.hex()} that genesis.json names"
+                )
+            return
+    raise ConfigInvalid(
+        "node.validator",
+        f"a consensus key that genesis.json names, got {identity.consensus_key.hex()}; "
+        "set it to false to run a full node",
+    )
+
+
+def refuse_lost_record(home: Home, store: ChainStore, chain: bytes) -> None:
+    """Raise SafetyRecordUnusable where the database is new although this home's key was used on the chain before."""
+    path = home.consensus_used_path
+    if store.chain_id() is None and path.is_file() and path.read_text().strip() == chain.hex():
+        raise SafetyRecordUnusable(
+            f"{home.data_path} is empty, but this validator's key has been used on this chain",
+            f"bring the folder back, or join with a new key (only if it certainly never voted: remove {path})",
+        )
+
+
+def mark_key_used(home: Home, chain: bytes) -> None:
+    """Note, outside the database, that this home's consensus key may sign on the chain from now on."""
+    path = home.consensus_used_path
+    if not path.is_file() or path.read_text().strip() != chain.hex():
+        write_atomic(path, f"{chain.hex()}\n".encode())
+
+
+def _safety_record(store: ChainStore, epoch: int) -> SafetyRecord | None:
+    data = store.safety_record()
+    if data is None:
+        return None
+    remedy = "restore the database as it was when it stopped, or join with a new key"
+    try:
+        record = record_from_bytes(data)
+    except CodecError as error:
+        raise SafetyRecordUnusable(f"the safety record is damaged ({error})", remedy) from error
+    if record.epoch != epoch:
+        raise SafetyRecordUnusable(
+            f"the safety record is of epoch {record.epoch}, the chain in {epoch}", remedy
+        )
+    return record
+
+
 def recovered_state(store: ChainStore, config: ConsensusConfig) -> RecoveredState:
     """Read back what the replica has to know of its earlier life."""
     height = store.committed_height()
     committed = store.block_at(height)
     if committed is None:
         raise StorageError(f"the committed block at height {height} is missing")
-    record = store.safety_record()
     executed = store.executed().height
     results = []
-    for past in range(max(1, executed - config.lag_max), executed + 1):
+    # Blocks to come may claim as little execution as the last committed one did.
+    first = min(executed - config.lag_max, committed.header.executed_height)
+    for past in range(max(1, first, executed - RESULTS_MAX), executed + 1):
         outcome = store.outcome(past)
         if outcome is not None:
             results.append(ExecutionResult(past, outcome.state_digest, outcome.accumulator_root))
     return RecoveredState(
-        record=None if record is None else record_from_bytes(record),
+        record=_safety_record(store, committed.header.epoch),
         certificates=store.certificates(),
         committed=committed,
         proof=store.proof_at(height),

@@ -8,10 +8,22 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from consensus.errors import ConsensusError
+from consensus.config import ConsensusConfig
+from consensus.errors import ConsensusError, InvalidBlock
 from consensus.inputs import BlocksSynced, Input, MessageReceived
+from consensus.leaders import Leaders
 from consensus.messages import BLOCKS_PER_MESSAGE_MAX, BlocksMessage, decode_message, encode_message
-from consensus.types import Block, decode_block, decode_proof, encode_block, encode_proof
+from consensus.rules import verify_block
+from consensus.types import (
+    Block,
+    CommitProof,
+    decode_block,
+    decode_proof,
+    encode_block,
+    encode_proof,
+    genesis_qc,
+)
+from consensus.verify import Context, verify_commit_proof
 from node.clock import now_ms
 from node.directory import Directory
 from node.executor import Executor
@@ -19,9 +31,9 @@ from node.fetch import Fetcher, store_batch
 from node.ledger.errors import LedgerError
 from node.network.errors import NetworkError, RequestRefused
 from node.network.network import Network
-from node.storage.blobs import BlobStore
+from node.storage.blobs import BLOB_BYTES_MAX, BlobStore
 from node.storage.chain import ChainStore
-from node.storage.errors import BlobDigestMismatch
+from node.storage.errors import BlobDigestMismatch, StorageError
 from node.wire import (
     BLOB_PART_BYTES,
     RANGE_BLOCKS_MAX,
@@ -50,6 +62,10 @@ WRONG_BYTES_POINTS = 40
 REFUSED_UNKNOWN = 1
 REFUSED_MALFORMED = 2
 EXECUTION_WAIT_S_MAX = 30.0
+# A peer whose range came to nothing is left alone for so long, twice as long each time, whatever it announces.
+REST_S_MIN = 1.0
+REST_S_MAX = 64.0
+RESTING_PEERS_MAX = 1024
 
 
 class Sync:
@@ -83,6 +99,14 @@ class Sync:
         self._uncommitted = uncommitted
         self._lead_blocks_min = lead_blocks_min
         self._heights: dict[str, int] = {}
+        # Per peer until when it rests, and how long that rest is (s).
+        self._resting: dict[str, tuple[float, float]] = {}
+        genesis = store.block_at(0)
+        if genesis is None:
+            raise StorageError("the database has no genesis block")
+        validators = directory.consensus_set(genesis.header.epoch)
+        self._context = Context(chain_id, validators, genesis_qc(genesis))
+        self._leaders = Leaders(validators)
         self._wake = trio.Event()
         self.syncing = False
 
@@ -124,28 +148,46 @@ class Sync:
         return tuple(reversed(found))
 
     def _blob_part(self, name: bytes, offset: int) -> bytes:
+        if offset >= BLOB_BYTES_MAX:
+            return b""
         return self._blobs.read_part(name, offset, BLOB_PART_BYTES) or b""
 
     def _range(self, from_height: int, blocks_max: int) -> bytes:
-        """Blocks from `from_height` on, up to the last in reach that has a proof; empty when there is none."""
+        """Blocks from `from_height` on, up to the last in reach that has a proof; empty when there is none.
+
+        As many as fit with all their batches, but always up to the first proof: batches over the limit, like those not
+        here yet, are left empty, and are fetched one by one.
+        """
+        blocks, first = self._blocks_and_first_proof(from_height, blocks_max)
         rows: list[SyncedBlock] = []
-        proven = 0
-        proof = b""
-        size = 0
+        proven, proof = 0, b""
+        size = sum(len(encode_block(block)) for block in blocks[: first + 1])
+        for place, block in enumerate(blocks):
+            encoded = encode_block(block)
+            size += len(encoded) if place > first else 0
+            batches: list[bytes] = []
+            for digest in block.header.payload:
+                data = self._store.batch(digest) or b""
+                batches.append(data if size + len(data) <= RANGE_BYTES_MAX else b"")
+                size += len(data)
+            if place > first and size > RANGE_BYTES_MAX:
+                break
+            rows.append(SyncedBlock(encoded, tuple(batches)))
+            if place >= first and (found := self._store.proof_at(block.height)) is not None:
+                proven, proof = len(rows), encode_proof(found)
+        return encode_range(BlockRange(tuple(rows[:proven]), proof))
+
+    def _blocks_and_first_proof(self, from_height: int, blocks_max: int) -> tuple[list[Block], int]:
+        """Committed blocks from a height on, and the place among them of the first with a proof."""
+        blocks: list[Block] = []
         last = min(from_height + blocks_max - 1, self._store.committed_height())
         for height in range(from_height, last + 1):
             block = self._store.block_at(height)
             if block is None:
                 break
-            batches = tuple(self._store.batch(digest) or b"" for digest in block.header.payload)
-            row = SyncedBlock(encode_block(block), batches)
-            size += len(row.block) + sum(map(len, batches))
-            if size > RANGE_BYTES_MAX and rows:
-                break
-            rows.append(row)
-            if (found := self._store.proof_at(height)) is not None:
-                proven, proof = len(rows), encode_proof(found)
-        return encode_range(BlockRange(tuple(rows[:proven]), proof))
+            blocks.append(block)
+        proofs = (place for place, block in enumerate(blocks) if self._store.proof_at(block.height))
+        return blocks, next(proofs, len(blocks))
 
     # --- what this node asks ---
 
@@ -193,14 +235,26 @@ class Sync:
             self._wake = trio.Event()
             while (peer_id := self._leader()) is not None:
                 self.syncing = True
-                if not await self._advance(peer_id):
+                if await self._advance(peer_id):
+                    self._resting.pop(peer_id, None)
+                else:
                     self.forget(peer_id)
+                    self._rest(peer_id)
             self.syncing = False
 
+    def _rest(self, peer_id: str) -> None:
+        """Leave a peer alone for a while: one that announces what it does not have must not keep the others waiting."""
+        _, before_s = self._resting.pop(peer_id, (0.0, REST_S_MIN / 2))
+        rest_s = min(before_s * 2, REST_S_MAX)
+        if len(self._resting) >= RESTING_PEERS_MAX:
+            del self._resting[next(iter(self._resting))]
+        self._resting[peer_id] = (trio.current_time() + rest_s, rest_s)
+
     def _leader(self) -> str | None:
-        """The peer that is furthest ahead, if it is far enough ahead."""
-        here = self._store.committed_height()
-        peer_id = max(self._heights, key=lambda peer: (self._heights[peer], peer), default=None)
+        """The peer that is furthest ahead, if it is far enough ahead and does not rest."""
+        here, now_s = self._store.committed_height(), trio.current_time()
+        awake = [peer for peer in self._heights if self._resting.get(peer, (0.0, 0.0))[0] <= now_s]
+        peer_id = max(awake, key=lambda peer: (self._heights[peer], peer), default=None)
         if peer_id is None or self._heights[peer_id] < here + self._lead_blocks_min:
             return None
         return peer_id
@@ -223,24 +277,47 @@ class Sync:
         before = self._store.committed_height()
         request = encode_range_request(before + 1, RANGE_BLOCKS_MAX)
         try:
-            answer = decode_range(
-                await self._network.request(peer_id, Request.RANGE, request, REQUEST_TIMEOUT_S)
-            )
-            if not answer.blocks:
-                return False
-            blocks = tuple(decode_block(row.block) for row in answer.blocks)
-            for block, row in zip(blocks, answer.blocks, strict=True):
-                for name, data in zip(block.header.payload, row.batches, strict=True):
-                    store_batch(self._store, data, self._chain_id, expected=name)
-            proof = decode_proof(answer.proof)
+            data = await self._network.request(peer_id, Request.RANGE, request, REQUEST_TIMEOUT_S)
+            found = await trio.to_thread.run_sync(self._check_and_store, data, before)
         except NetworkError as error:
             log.info("range_failed", peer=peer_id, error=str(error))
             return False
-        except (WireError, ConsensusError, LedgerError, BlobDigestMismatch, ValueError) as error:
+        except (WireError, ConsensusError, LedgerError, BlobDigestMismatch) as error:
             self._network.penalise(peer_id, WRONG_BYTES_POINTS, f"bad range: {error}")
             return False
+        if found is None:
+            return False
+        blocks, proof = found
         self._tell(BlocksSynced(self._directory.validator_of.get(peer_id), blocks, proof, now_ms()))
         return await self._executed_beyond(before)
+
+    def _check_and_store(self, data: bytes, height: int) -> tuple[tuple[Block, ...], CommitProof] | None:
+        """Check an answer wholly, store its batches, and return blocks and proof; None for an empty one.
+
+        Nothing is stored on the word of a peer alone: first a quorum's proof of the last block and the chain of parents
+        down to our committed block at `height`, then each batch against the block that names it. Raises WireError,
+        ConsensusError, LedgerError, BlobDigestMismatch, all of them the sender's fault.
+        """
+        answer = decode_range(data)
+        if not answer.blocks:
+            return None
+        blocks = tuple(decode_block(row.block) for row in answer.blocks)
+        proof = decode_proof(answer.proof)
+        parent = self._store.committed_id(height)
+        for place, block in enumerate(blocks, height + 1):
+            if block.header.parent != parent or block.height != place:
+                raise InvalidBlock("committed range: does not link up")
+            parent = block.id
+        if verify_commit_proof(self._context, proof)[0] != parent:
+            raise InvalidBlock("committed range: the proof is of another block")
+        for block, row in zip(blocks, answer.blocks, strict=True):
+            verify_block(self._context, ConsensusConfig(), self._leaders, block)
+            if len(row.batches) != len(block.header.payload):
+                raise WireError("a block with another number of batches than it names")
+            for name, batch in zip(block.header.payload, row.batches, strict=True):
+                if batch:  # an empty one is not there, or did not fit: it is fetched before execution
+                    store_batch(self._store, batch, self._chain_id, expected=name)
+        return blocks, proof
 
     async def _executed_beyond(self, height: int) -> bool:
         """Wait until the range has been executed, so that no more is fetched than is used."""

@@ -47,6 +47,24 @@ class Child:
         return self.popen.returncode
 
 
+def child_environment(threads: int = 1) -> dict[str, str]:
+    """Variables for a process of ours: few threads, since many share this machine, and our code whatever lies around.
+
+    Neither a configuration meant for another node (``OPENLEDGER_...``) nor a module in the working directory that
+    happens to have the name of one of ours gets in.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENLEDGER_")}
+    paths = [str(Path(__file__).resolve().parents[2]), *kept.get("PYTHONPATH", "").split(os.pathsep)]
+    return {
+        **kept,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
 def spawn(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
     """Start a command that dies with this process, with its output appended to ``log``. Main thread only."""
     launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
@@ -75,10 +93,7 @@ def reap(children: Sequence[Child]) -> list[Child]:
 
 
 async def stop(children: Sequence[Child], grace_s: float = STOP_GRACE_S) -> None:
-    """SIGTERM to all; SIGKILL to what is left after ``grace_s``; return when none is left.
-
-    Whoever calls this must keep `reap` running on SIGCHLD, or be that task's sibling in the same nursery.
-    """
+    """SIGTERM to all; SIGKILL to what is left after ``grace_s``; return when none is left, cancelled or not."""
     with trio.CancelScope(shield=True):
         reap(children)
         for child in children:

@@ -71,8 +71,11 @@ class _Play:
         supply_before = await supply_now(self.chain)
         datanet, contributors = await self._contribute()
         trained = await self._train(datanet, contributors)
-        adapter_id, adapter, first, unrelated = await self._publish(contributors, trained)
-        calls = await self._serve(first)
+        adapter_id, adapter, first = await self._publish(contributors, trained)
+        unrelated: list[UnrelatedView] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._score_unrelated, unrelated)
+            calls = await self._serve(first)
         with self.timeline.step("Verify") as step:
             books = Books(self.network, contributors, adapter)
             height, nodes = await collect_states(self.network)
@@ -96,7 +99,7 @@ class _Play:
             bonded=supply_after["bonded"],
             staked=supply_after["staked"],
             earned=books.earned(calls),
-            unrelated=unrelated,
+            unrelated=unrelated[0],
             submitted_at=tuple(sorted(self.chain.submitted_at)),
             time=tuple(TimeView(entry.step, round(entry.seconds, 2)) for entry in self.timeline.times),
             seconds=round(self.timeline.seconds, 2),
@@ -113,7 +116,7 @@ class _Play:
             await contributing.register_base(self.chain, trainer, BASE_HASH, step)
             views = await contributing.contribute(self.chain, datanet, self.script, self.signers, step)
             records = ", ".join(f"{view.name} {view.records}" for view in views)
-            step.done(f"records: {records}; Merkle roots on the ledger, bytes at the validators")
+            step.done(f"{records} records; Merkle roots on the ledger, bytes at the validators")
         return datanet, views
 
     async def _train(self, datanet: bytes, contributors: tuple[ContributorView, ...]) -> contributing.Trained:
@@ -128,24 +131,22 @@ class _Play:
 
     async def _publish(
         self, contributors: tuple[ContributorView, ...], trained: contributing.Trained
-    ) -> tuple[bytes, shapes.Adapter, _Asked, UnrelatedView]:
+    ) -> tuple[bytes, shapes.Adapter, _Asked]:
         with self.timeline.step("Publish") as step:
             trainer = self.signers["trainer"]
             bonded = await serving.bond_provider(self.chain, self.signers["provider"])
             adapter = await contributing.publish(self.chain, trainer, BASE_HASH, contributors, trained, step)
             count = len(self.network.validators)
             asked: list[_Asked] = []
-            scored: list[UnrelatedView] = []
 
-            async def meanwhile() -> None:
+            async def answer_first() -> None:
                 # The provider has the adapter already, so nobody has to wait for its answers later.
                 provider = self.signers["provider"].address
                 user = User(self.signers["user"], self.network.chain_id, provider, adapter)
                 asked.append(_Asked(user, await self._answer(user, self.script.lines[:FIRST_CALLS])))
-                scored.append(await self._unrelated())
 
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(meanwhile)
+                nursery.start_soon(answer_first)
                 confirmed = await contributing.adapter_confirmed(self.chain, adapter, count, step)
                 await self.chain.executed(step.title, bonded, "bond")
                 step.progress("the provider answers")
@@ -153,21 +154,21 @@ class _Play:
             step.done(
                 f"{held} of {count} validators rebuilt the index and got the root {confirmed['index_root'][:12]}…"
             )
-        return adapter, confirmed, asked[0], scored[0]
+        return adapter, confirmed, asked[0]
 
     async def _serve(self, first: _Asked) -> list[Call]:
+        """Record what was answered and settle it; ask again while the beacon has not drawn what the story needs."""
         lines, calls, batch = self.script.lines, list[Call](), first.calls
-        while batch:
+        while not serving.enough(calls) and len(calls) < len(lines):
             with self.timeline.step("Ask") as step:
+                batch = batch or await self._answer(first.user, lines[len(calls) :][: serving.MORE_CALLS])
                 await serving.record(self.chain, self.signers["provider"], batch, step)
-                calls += batch
                 step.done(
                     f"{len(batch)} prompts answered by {serving.PROVIDER_NAME}; {len(batch)} fees in escrow"
                 )
+            calls += batch
+            batch = []
             await self._settle(calls)
-            if serving.enough(calls):
-                break
-            batch = await self._answer(first.user, lines[len(calls) : len(calls) + serving.MORE_CALLS])
         return calls
 
     async def _answer(self, user: User, lines: Sequence[Line]) -> list[Call]:
@@ -182,12 +183,12 @@ class _Play:
                 f"the beacon drew {audited} of {len(calls)}; every validator recomputed them and attested"
             )
 
-    async def _unrelated(self) -> UnrelatedView:
+    async def _score_unrelated(self, found: list[UnrelatedView]) -> None:
         floor_ppm = (await self.chain.params()).attribution_floor_ppm
         texts = [list(text.encode()) for text in self.script.unrelated]
         scored = await self.workshop.ask("unrelated", texts=texts, floor_ppm=floor_ppm)
         parts: list[int] = scored["unattributed"]
-        return UnrelatedView(len(parts), sum(parts) // len(parts), min(parts))
+        found.append(UnrelatedView(len(parts), sum(parts) // len(parts), min(parts)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ there is to see, and whoever restarts it by hand must find its home free.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ import trio
 from node.devnet.errors import NetworkNotReady, NodeDied
 from node.devnet.layout import Layout
 from node.devnet.network import Network, NodePlan
-from node.devnet.processes import Child, bound_log, last_lines, reap, spawn, stop
+from node.devnet.processes import Child, bound_log, child_environment, last_lines, reap, spawn, stop
 from node.home import write_atomic
 
 READY_SECONDS_MAX = 90.0
@@ -120,7 +119,7 @@ async def run_nodes(network: Network, notify: Notify) -> AsyncIterator[Fleet]:
     try:
         for node in network.nodes:
             command = [sys.executable, "-m", "node.cli.main", "start", "--home", str(node.home.root)]
-            children.append(spawn(node.name, command, node.home.logs_path / "node.log", _environment()))
+            children.append(spawn(node.name, command, node.home.logs_path / "node.log", child_environment()))
         fleet = Fleet(network, children, notify)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fleet.watch)
@@ -129,12 +128,6 @@ async def run_nodes(network: Network, notify: Notify) -> AsyncIterator[Fleet]:
             nursery.cancel_scope.cancel()
     finally:
         await stop(children)
-
-
-def _environment() -> dict[str, str]:
-    """Five nodes share this machine: one thread each, and nothing of our own configuration leaks into theirs."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENLEDGER_")}
-    return {**kept, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def write_devnet_json(layout: Layout, fleet: Fleet) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from node.devnet.errors import DevnetError
-from node.devnet.processes import LAUNCHER, last_lines
+from node.devnet.processes import LAUNCHER, child_environment, last_lines
 
 LINE_BYTES_MAX = 64 * 2**20
 JOB_SECONDS_MAX = 3600.0
@@ -116,13 +116,12 @@ async def open_workshop(log: Path, threads: int) -> AsyncIterator[Workshop]:
 def _start(log: Path, threads: int) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
     command = [sys.executable, "-m", "node.devnet.workshop_process", f"--threads={threads}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("ab") as errors:
         return subprocess.Popen(
             [*launcher, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env=child_environment(threads),
             process_group=0,
         )

@@ -11,6 +11,8 @@ from typing import BinaryIO
 from consensus import codec
 
 FRAME_BYTES_MAX = 32 << 20
+ELEMENTS_MAX = 1 << 18
+"""Values in one frame: twice what a prompt and an output of the ledger's longest take, and their owners."""
 _LENGTH = struct.Struct("!I")
 
 Fields = list[object]
@@ -149,7 +151,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 
 def parse_job(body: bytes) -> Job:
     """Return the job in a frame; raises WorkerProtocolError."""
-    match codec.decode(body, FRAME_BYTES_MAX):
+    match codec.decode(body, FRAME_BYTES_MAX, ELEMENTS_MAX):
         case ["index", str(base), str(adapter), bytes(adapter_hash), list(contributions), str(folder)]:
             return IndexJob(base, adapter, adapter_hash, tuple(map(str, contributions)), folder)
         case [

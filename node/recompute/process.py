@@ -87,7 +87,13 @@ class RecomputeProcess:
         delay_s = RESTART_DELAY_S_MIN
         pending: _Ticket | None = None
         while True:
-            process = await trio.lowlevel.open_process(self._command, stdin=-1, stdout=-1)
+            try:
+                process = await trio.lowlevel.open_process(self._command, stdin=-1, stdout=-1)
+            except OSError as error:  # no memory or no process to be had just now
+                log.warning("worker_not_started", error=str(error), retry_in_s=delay_s)
+                await trio.sleep(delay_s)
+                delay_s = min(delay_s * 2, RESTART_DELAY_S_MAX)
+                continue
             try:
                 while True:
                     pending = pending or await self._receive.receive()

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from consensus.digest import digest
 from node.ledger.errors import LedgerError
 from node.ledger.records import decode_records
 from node.ledger.results import TREASURY, AuditStatus, Shares, audit_result_hash
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
     from attribution.model import Base
 
 JOBS_WAITING_MAX = 4
+
+
+class BlobDamaged(Exception):
+    """A blob's bytes do not hash to the name of its file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(f"{path} is damaged")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,19 +104,21 @@ class Engine:
         from attribution.errors import ExactError
         from attribution.index import IndexFileError
 
+        # ValueError: what another's adapter or records ask is beyond what the engine takes.
+        refusals = (BlobDamaged, ExactError, IndexFileError, LedgerError, OSError, ValueError, MemoryError)
         try:
             match job:
                 case IndexJob():
                     return self._build_index(job)
                 case AuditJob():
                     return self._audit(job)
-        except (ExactError, IndexFileError, LedgerError, OSError) as error:
+        except refusals as error:
             return JobRefused(f"{type(error).__name__}: {error}")
 
     def _build_index(self, job: IndexJob) -> IndexBuilt:
         from attribution.index import build_index
 
-        records = [record for path in job.contributions for record in decode_records(Path(path).read_bytes())]
+        records = [record for path in job.contributions for record in decode_records(_read_blob(path))]
         base, adapter = self._models(job.base, job.adapter, job.adapter_hash)
         index = build_index(base, adapter, records)
         folder = Path(job.index_folder)
@@ -170,6 +181,17 @@ def ledger_shares(by_owner: Sequence[tuple[bytes, int]], unattributed: int) -> S
     return tuple(sorted(rows))
 
 
+def _read_blob(path: str) -> bytes:
+    """The bytes of a blob, checked against its name; raises BlobDamaged.
+
+    Records with one flipped byte still decode, and would make this machine attest an index that nobody else has.
+    """
+    data = Path(path).read_bytes()
+    if digest("blob", data).hex() != Path(path).name:
+        raise BlobDamaged(path)
+    return data
+
+
 def _choose_device(wanted: str) -> str:
     import torch
 
@@ -194,7 +216,7 @@ def _open_adapter(path: str, adapter_hash: bytes, device: str) -> "Adapter":
     from attribution.adapter import adapter_from_bytes
     from attribution.errors import BadAdapter
 
-    adapter = adapter_from_bytes(Path(path).read_bytes(), device=device)
+    adapter = adapter_from_bytes(_read_blob(path), device=device)
     if adapter.hash != adapter_hash:
         raise BadAdapter(f"{path} holds the adapter {adapter.hash.hex()}, not {adapter_hash.hex()}")
     return adapter

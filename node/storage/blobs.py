@@ -26,11 +26,13 @@ class BlobStore:
         """Use `folder` (created when missing); half-written files of an earlier run are removed."""
         self.folder = folder
         self.bytes_max = bytes_max
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob("*/*.tmp"):
             left_over.unlink()
-        self._kept_bytes = sum(file.stat().st_size for file in folder.glob("*/*"))
+        # Sizes as they were counted: a file that is cut short later gives back what it took.
+        self._sizes = {file.name: file.stat().st_size for file in folder.glob("*/*")}
+        self._kept_bytes = sum(self._sizes.values())
 
     def path(self, name: bytes) -> Path:
         """Where the blob of this digest lies, or would lie."""
@@ -38,7 +40,7 @@ class BlobStore:
         return self.folder / text[:2] / text
 
     def has(self, name: bytes) -> bool:
-        """Whether the blob is here."""
+        """Whether a blob lies here under this name; `get` also checks its bytes."""
         return self.path(name).is_file()
 
     def size_bytes(self, name: bytes) -> int | None:
@@ -49,7 +51,7 @@ class BlobStore:
             return None
 
     def put(self, data: bytes, expected: bytes | None = None) -> bytes:
-        """Keep `data` durably and return its digest.
+        """Keep `data` durably and return its digest; a damaged copy of it is replaced.
 
         Raises BlobTooLarge, BlobQuotaExceeded, BlobDigestMismatch (when `expected` is another), OSError.
         """
@@ -59,24 +61,36 @@ class BlobStore:
         if expected is not None and name != expected:
             raise BlobDigestMismatch(expected, name)
         with self._lock:
-            if self.has(name):
+            if self.get(name) is not None:
                 return name
             if self._kept_bytes + len(data) > self.bytes_max:
                 raise BlobQuotaExceeded(self._kept_bytes, self.bytes_max)
             self._write(self.path(name), data)
+            self._sizes[name.hex()] = len(data)
             self._kept_bytes += len(data)
         return name
 
     def get(self, name: bytes) -> bytes | None:
-        """Return the bytes, checked against their name, or None; bytes that rotted count as missing."""
+        """Return the bytes, checked against their name, or None.
+
+        Bytes that rotted are removed: what is missing is fetched again, what is damaged would stay so.
+        """
         try:
             data = self.path(name).read_bytes()
         except FileNotFoundError:
             return None
-        return data if blob_digest(data) == name else None
+        if blob_digest(data) == name:
+            return data
+        self.remove(name)
+        return None
 
     def read_part(self, name: bytes, offset: int, length: int) -> bytes | None:
-        """Return up to `length` bytes from `offset`, unchecked (the reader checks the whole), or None."""
+        """Return up to `length` bytes from `offset`, or None.
+
+        The first part is given only of a blob whose bytes are whole: a peer would blame us for damaged ones.
+        """
+        if offset == 0 and self.get(name) is None:
+            return None
         try:
             with self.path(name).open("rb") as file:
                 file.seek(offset)
@@ -87,10 +101,8 @@ class BlobStore:
     def remove(self, name: bytes) -> None:
         """Forget a blob; missing is fine."""
         with self._lock:
-            size = self.size_bytes(name)
-            if size is not None:
-                self.path(name).unlink(missing_ok=True)
-                self._kept_bytes -= size
+            self.path(name).unlink(missing_ok=True)
+            self._kept_bytes -= self._sizes.pop(name.hex(), 0)
 
     def _write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(exist_ok=True)

@@ -162,6 +162,10 @@ class ChainStore:
         """Store a batch, not synced: the next synced write covers it (one write-ahead log)."""
         self._db.write({b"p" + digest: batch}, sync=False)
 
+    def drop_batch(self, digest: bytes) -> None:
+        """Forget a batch that no committed block names."""
+        self._db.write({b"p" + digest: None}, sync=False)
+
     def batch(self, digest: bytes) -> bytes | None:
         """Return a stored batch's bytes, or None."""
         return self._db.get(b"p" + digest)

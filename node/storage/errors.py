@@ -26,6 +26,18 @@ class DatabaseCorrupt(StorageError):
         )
 
 
+class SafetyRecordUnusable(StorageError):
+    """A validator's safety record is lost, damaged or not of this chain's epoch; without it nothing may be signed."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(
+            f"{problem}; a validator that signs without its own safety record may contradict itself and lose its "
+            f"stake: {remedy}"
+        )
+
+
 class BlobTooLarge(StorageError):
     """A blob is over the limit of one blob."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.devnet.processes import LAUNCHER, bound_log, last_lines, reap, spawn, stop
+from node.devnet.processes import LAUNCHER, bound_log, child_environment, last_lines, reap, spawn, stop
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; print('up', flush=True); time.sleep(60)"]
 STUBBORN = [
@@ -123,3 +123,16 @@ def test_the_end_of_a_long_log_is_its_last_lines(tmp_path: Path) -> None:
     shown = last_lines(tmp_path / "log").splitlines()
     assert shown[-1] == "line 4999"
     assert len(shown) <= 12
+
+
+def test_modules_of_the_same_name_in_the_working_directory_are_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "__init__.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENLEDGER_RPC_PORT", "1")
+    command = [sys.executable, "-m", "node.cli.main", "--help"]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "OPENLEDGER_RPC_PORT" not in child_environment()

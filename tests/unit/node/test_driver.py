@@ -139,9 +139,7 @@ def test_a_timer_waits_for_the_messages_that_arrived_before_it_was_due(
 
 def test_a_timer_fires_when_due_and_only_once() -> None:
     def answer(event: Input) -> list[Effect]:
-        return (
-            [SetTimer(TimerKind.PROPOSE, now_ms() + 30)] if isinstance(event, Started) else []
-        )
+        return [SetTimer(TimerKind.PROPOSE, now_ms() + 30)] if isinstance(event, Started) else []
 
     script = Script(answer)
     run(make(script), lambda: len(script.inputs) == 2)
