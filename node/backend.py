@@ -161,8 +161,9 @@ class DaemonBackend:
         return await trio.to_thread.run_sync(self._node.blobs.put, data)
 
     async def get_blob(self, digest: bytes) -> bytes | None:
-        """A blob's bytes from this node's store, or None."""
-        return await trio.to_thread.run_sync(self._node.blobs.get, digest)
+        """A blob's bytes from this node's store, else from a peer that has it, or None."""
+        data = await trio.to_thread.run_sync(self._node.blobs.get, digest)
+        return data if data is not None else await self._node.fetcher.any_blob(digest)
 
     def _need_state(self) -> None:
         diverged = self._node.driver.diverged

@@ -110,6 +110,37 @@ class Fetcher:
         log.warning("fetch_gave_up", what=name.hex(), rounds=ROUNDS_MAX)
         return False
 
+    async def any_blob(self, name: bytes) -> bytes | None:
+        """Bring a blob of unknown size here, asking every connected peer once; returns its bytes, or None."""
+        for peer in self._network.peers():
+            if not peer.connected:
+                continue
+            try:
+                async with self._blob_limit:
+                    await self._whole_blob_from(peer.peer_id, name)
+            except NetworkError as error:
+                log.debug("fetch_failed", what=name.hex(), peer=peer.peer_id, error=str(error))
+            except BlobDigestMismatch as error:
+                self._network.penalise(peer.peer_id, WRONG_BYTES_POINTS, f"wrong bytes: {error}")
+            except (BlobQuotaExceeded, OSError) as error:
+                log.error("blob_refused", blob=name.hex(), error=str(error))
+                return None
+            data = await trio.to_thread.run_sync(self._blobs.get, name)
+            if data is not None:
+                return data
+        return None
+
+    async def _whole_blob_from(self, peer_id: str, name: bytes) -> None:
+        """Fetch parts up to the first that is not full."""
+        data = bytearray()
+        while len(data) <= BLOB_BYTES_MAX:
+            part = await self._blob_part(peer_id, name, len(data))
+            data += part
+            if len(part) < BLOB_PART_BYTES:
+                break
+        if 0 < len(data) <= BLOB_BYTES_MAX:
+            await trio.to_thread.run_sync(self._blobs.put, bytes(data), name)
+
     async def _blob_from(self, peer_id: str, name: bytes, size_bytes: int) -> None:
         data = bytearray()
         while len(data) < size_bytes:

@@ -151,7 +151,7 @@ class Node:
             self.intake.submit,
             self._start,
         )
-        self._fetcher = fetcher
+        self.fetcher = fetcher
         self._executed_ms = now_ms()
         self._addresses = {
             PeerAddress.parse(text).peer_id: text
@@ -196,7 +196,7 @@ class Node:
             nursery.start_soon(self.executor.run)
             nursery.start_soon(self.sync.run)
             if self.validator:
-                nursery.start_soon(self.worker.run)
+                nursery.start_soon(self._run_worker)
                 nursery.start_soon(self.intake.run_repeats)
                 self.duties.look(self.executor.head.height)
             else:
@@ -206,6 +206,11 @@ class Node:
             log.info("listening", rpc=url, p2p=str(self.network.address), height=self.executor.head.height)
             task_status.started(url)
             await trio.sleep_forever()
+
+    async def _run_worker(self) -> None:
+        """Start the worker after the first block: its import of torch would slow down a node that is joining."""
+        await self.executor.progress()
+        await self.worker.run()
 
     def _start(self, task: Callable[..., Any], *args: object) -> bool:
         """Run a bounded number of small tasks beside the others; False past the bound: it has to be asked for again."""
@@ -321,7 +326,7 @@ class Node:
 
     async def _fetch_batch(self, name: bytes, sources: tuple[bytes, ...]) -> None:
         try:
-            if await self._fetcher.batch(name, self.directory.peers(sources)):
+            if await self.fetcher.batch(name, self.directory.peers(sources)):
                 self.driver.tell(PayloadAvailable(name, now_ms()))
         finally:
             self._fetching_payload.discard(name)

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -60,14 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What torch prints must not reach the pipe that carries results.
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    serve(sys.stdin.buffer, results, Engine(options.device, options.backend, options.threads))
+    serve(sys.stdin.buffer, results, lambda: Engine(options.device, options.backend, options.threads))
     return 0
 
 
-def serve(jobs: BinaryIO, results: BinaryIO, engine: "Engine") -> None:
+def serve(jobs: BinaryIO, results: BinaryIO, make_engine: Callable[[], "Engine"]) -> None:
     """Answer each job in turn, for ever; `_read_jobs` ends the process when the daemon has gone."""
     waiting: queue.Queue[bytes] = queue.Queue(JOBS_WAITING_MAX)
+    # Before the engine, whose making takes seconds in which the daemon may die too.
     threading.Thread(target=_read_jobs, args=(jobs, waiting), daemon=True).start()
+    engine = make_engine()
     while True:
         results.write(pack_frame(engine.perform(parse_job(waiting.get())).fields()))
         results.flush()

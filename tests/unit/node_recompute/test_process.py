@@ -174,7 +174,7 @@ def test_a_worker_outlives_the_thread_that_started_it_but_not_its_daemon(tmp_pat
         "from node.recompute.worker import serve\n"
         "class Idle:\n"
         "    def perform(self, job): raise AssertionError\n"
-        "serve(sys.stdin.buffer, sys.stdout.buffer, Idle())\n"
+        "serve(sys.stdin.buffer, sys.stdout.buffer, Idle)\n"
     )
 
     async def main() -> None:
