@@ -37,11 +37,12 @@ BALANCES = {"trainer": 1_000 * OPEN, "provider": 2_000 * OPEN, "user": 1_000 * O
 CONTRIBUTOR_BALANCE = 100 * OPEN
 
 PARAMS = Params(
-    # Windows close early once everybody was heard; these bound the wait for a validator that is gone.
+    # Windows close early once everybody was heard; these bound the wait for a validator that is gone. Four validators
+    # that recompute a dozen calls on two cores need their time: whoever is late to commit loses its share.
     commit_window_heights=5,
-    commit_window_ms=10_000,
+    commit_window_ms=60_000,
     open_window_heights=5,
-    open_window_ms=10_000,
+    open_window_ms=15_000,
     # A person, or a loaded machine, may have to answer a draw: a missed reveal costs the bond.
     reveal_window_heights=120,
     reveal_window_ms=120_000,

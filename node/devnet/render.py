@@ -22,6 +22,7 @@ BAR_CELLS = 24
 SHARE_CELLS = 10
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green", "red")
 _NOBODY_COLOUR = "bright_black"
+DETAIL_WIDTH_MIN = 26
 _INDENT = " "
 
 Document = Mapping[str, Any]
@@ -179,8 +180,9 @@ def _supply(report: Document) -> Text:
 def _checks(report: Document) -> Table:
     table = _table(header=False)
     table.add_column(width=1)
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1, style="dim")
+    table.add_column()
+    # A narrow window breaks the promise's words before it squeezes what was found.
+    table.add_column(min_width=DETAIL_WIDTH_MIN, style="dim")
     for check in report["checks"]:
         mark = Text("✓", style="bold green") if check["passed"] else Text("✗", style="bold red")
         name = Text(check["name"], style="" if check["passed"] else "bold red")
