@@ -142,7 +142,7 @@ def _earners(report: Document) -> list[tuple[str, int, str, str]]:
         if entry["role"] == "validator":
             validators.append(entry)
         else:
-            shown = "treasury" if entry["role"] == "unattributed" else entry["name"]
+            shown = "treasury" if entry["role"] in ("unattributed", "absent-validator") else entry["name"]
             rows.append((shown, int(entry["amount"]), entry["name"], _reason(report, entry, audited)))
     if validators:
         total = sum(int(entry["amount"]) for entry in validators)
@@ -162,6 +162,8 @@ def _reason(report: Document, entry: Document, audited: int) -> str:
             return f"answered, with {format_open(report['provider']['bond'], 0)} OPEN of bond at stake"
         case "unattributed":
             return "what no record matched well enough"
+        case "absent-validator":
+            return "the part of validators that were late or attested something else"
         case other:
             return str(other).replace("-", " ")
 
