@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from consensus.errors import CodecError
@@ -17,6 +18,8 @@ from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, Transacti
 
 if TYPE_CHECKING:
     from node.node import Node
+
+log = structlog.get_logger(__name__)
 
 # A validator that executed nothing for so long is not ready: several heartbeats and view changes.
 SILENCE_MS_MAX = 15_000
@@ -158,7 +161,11 @@ class DaemonBackend:
 
     async def put_blob(self, data: bytes) -> bytes:
         """Store a blob durably; validators fetch it when a transaction names it."""
-        return await trio.to_thread.run_sync(self._node.blobs.put, data)
+        try:
+            return await trio.to_thread.run_sync(self._node.blobs.put, data)
+        except OSError as error:  # most often: the disk is full
+            log.error("blob_not_stored", error=str(error))
+            raise NotReady(f"the blob cannot be stored: {error.strerror or error}") from error
 
     async def get_blob(self, digest: bytes) -> bytes | None:
         """A blob's bytes from this node's store, else from a peer that has it, or None."""

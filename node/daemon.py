@@ -25,6 +25,8 @@ from node.storage.errors import StorageError
 
 log = structlog.get_logger(__name__)
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 # The command line's exit codes (`node.cli.output.Exit`) for what keeps a daemon from running.
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -73,8 +75,10 @@ async def _serve(node: Node) -> None:
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            log.info("stopping", signal=signal.Signals(number).name)
-            scope.cancel()
-            return
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        number = await anext(signals)
+    # Stopping takes a bounded time; a second Ctrl-C must not turn it into a traceback.
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    log.info("stopping", signal=signal.Signals(number).name)
+    scope.cancel()

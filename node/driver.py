@@ -71,6 +71,7 @@ class Driver:
         self._store = store
         self._ports = ports
         self._own: deque[Input] = deque()
+        self._done: dict[int, trio.Event] = {}  # by identity of an input that waits in `_own`
         self._peers: deque[MessageReceived] = deque()
         self._timers: dict[TimerKind, int] = {}
         self._wake = trio.Event()
@@ -80,6 +81,12 @@ class Driver:
         """Queue an input of this node itself. Bounded by what causes it: blocks, batches and requests in flight."""
         self._own.append(event)
         self._wake.set()
+
+    async def tell_and_wait(self, event: Input) -> None:
+        """`tell`, and return once the replica has taken it and its effects are done."""
+        done = self._done[id(event)] = trio.Event()
+        self.tell(event)
+        await done.wait()
 
     def offer(self, event: MessageReceived) -> bool:
         """Queue a peer's message; returns False, and drops it, when too many wait (messages may be lost)."""
@@ -98,6 +105,8 @@ class Driver:
             event = await self._next()
             for effect in self.replica.step(event):
                 await self._perform(effect)
+            if (done := self._done.pop(id(event), None)) is not None:
+                done.set()
 
     async def _next(self) -> Input:
         """The next input: this node's own first, then in the order of time what peers sent and what timers are due.

@@ -7,6 +7,7 @@ it has checked the content against the transaction and the bytes are synced to d
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import structlog
 import trio
@@ -216,7 +217,7 @@ class Intake:
             pooled = self.mempool.get(tx_hash)
             if pooled is not None and not self._still_admissible(pooled):
                 gone.add(tx_hash)
-        self.mempool.settle(gone, self.next_nonce, done.head.height)
+        self.mempool.settle(gone, cache(self.next_nonce), done.head.height)
         self._weigh_duties(done.head.height)
         self._own = {tx_hash: since_s for tx_hash, since_s in self._own.items() if tx_hash in self.mempool}
 

@@ -33,7 +33,7 @@ from node.intake import Intake
 from node.ledger.batch import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, Item, encode_batch, sign_batch
 from node.ledger.errors import LedgerError
 from node.ledger.genesis import chain_id
-from node.ledger.state import get_inference, get_validators
+from node.ledger.state import get_batch_window, get_inference, get_validators
 from node.mempool import Mempool, Pooled
 from node.network import NetworkConfig, PeerAddress, PeerEvent
 from node.network.errors import NetworkError
@@ -77,6 +77,9 @@ BATCH_OVERHEAD_BYTES = 96 << 10
 EXPIRY_HEIGHTS = 100
 BATCH_ENVELOPE_BYTES = 256
 PUBLISH_TIMEOUT_S = 2.0
+# Looking through the pool takes time, and a busy network changes it hundreds of times a second.
+PAYLOAD_DELAY_S = 0.005
+LOOK_HEIGHTS = 8
 
 
 class Node:
@@ -120,6 +123,7 @@ class Node:
             self.directory,
             self.chain_id,
             self.driver.tell,
+            self.driver.tell_and_wait,
             self.driver.replica.uncommitted_chain,
             lead_blocks_min=1 if self.identity.consensus_seed is None else 16,
         )
@@ -161,6 +165,7 @@ class Node:
         self._pushed = PushedBatches()
         self._background: trio.Nursery | None = None
         self._background_tasks = 0
+        self._payload_told_soon = False
         self._fetching_payload: set[bytes] = set()
         self._fetching_blocks: set[bytes] = set()
 
@@ -293,8 +298,11 @@ class Node:
         items = self._fitting(self.intake.affordable(chosen, in_flight))
         if not items:
             return ()
-        # A sequence is used once; time keeps it unique over restarts without another synced record.
-        self._batch_sequence = max(self._batch_sequence + 1, now_ms())
+        # A sequence is used once; time keeps it unique over restarts without another synced record, and the state
+        # says what was used before a clock that was set back.
+        window = get_batch_window(self.store, self.identity.account)
+        used = max((window.floor, *window.executed))
+        self._batch_sequence = max(self._batch_sequence + 1, used + 1, now_ms())
         try:
             batch = sign_batch(self.identity.account_seed, self.chain_id, self._batch_sequence, items)
             data = encode_batch(batch)
@@ -421,8 +429,8 @@ class Node:
             self._expire_batches(head.height)
         self.intake.settle(done)
         self._payload_changed()
-        # While older blocks wait, what this one asks for may be long over: the last of them is looked at.
-        if self.validator and not self.executor.waiting_blocks:
+        # While more blocks wait, what this one asks for may be long over: the last of them, or one of many, is looked at.
+        if self.validator and (not self.executor.waiting_blocks or head.height % LOOK_HEIGHTS == 0):
             self.duties.look(head.height)
         for inference in done.audits_ended:
             self._start(self._forget_opening, inference)
@@ -455,7 +463,13 @@ class Node:
             log.debug("announcement_failed", error=str(error))
 
     def _payload_changed(self) -> None:
-        """Tell the replica whether there is something to order."""
+        """Tell the replica soon whether there is something to order; changes that follow at once are told together."""
+        if not self._payload_told_soon:
+            self._payload_told_soon = self._start(self._tell_payload)
+
+    async def _tell_payload(self) -> None:
+        await trio.sleep(PAYLOAD_DELAY_S)
+        self._payload_told_soon = False
         pending = self.mempool.has_ready(
             self.intake.next_nonce,
             self.intake.includable,

@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 UNUSED_BYTES_MAX = 32 << 20
 """Per author; an honest one has a few batches of half a MiB between proposal and execution."""
 
+UNUSED_COUNT_MAX = 512
+"""Per author."""
+
 UNUSED_HEIGHTS_MAX = 600
+"""After so many heights an unused batch is removed."""
 
 
 @dataclass(slots=True)
 class PushedBatches:
     """Unused batches by author: name to (size in bytes, height when it came), oldest first.
 
-    Past `bytes_max` an author's further batches are not taken; one that a block names is fetched for it instead. What an
+    Past `bytes_max` or `UNUSED_COUNT_MAX` an author's further batches are not taken; one that a block names is fetched for it instead. What an
     earlier run left unused is not counted: it stays on disk.
     """
 
@@ -27,7 +31,8 @@ class PushedBatches:
     def add(self, author: bytes, name: bytes, size_bytes: int, height: int) -> bool:
         """Count a batch that is not stored yet; False, and nothing counted, when the author's quota is used up."""
         unused = self._unused.setdefault(author, {})
-        if sum(size for size, _ in unused.values()) + size_bytes > self.bytes_max:
+        size_bytes_all = sum(size for size, _ in unused.values()) + size_bytes
+        if len(unused) >= UNUSED_COUNT_MAX or size_bytes_all > self.bytes_max:
             return False
         unused[name] = (size_bytes, height)
         return True

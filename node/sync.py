@@ -3,7 +3,7 @@
 Runs beside consensus. A full node lives on it alone; a validator uses it when it was away.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
@@ -81,6 +81,7 @@ class Sync:
         directory: Directory,
         chain_id: bytes,
         tell: Callable[[Input], None],
+        tell_and_wait: Callable[[Input], Awaitable[None]],
         uncommitted: Callable[[bytes, int], tuple[Block, ...]],
         lead_blocks_min: int,
     ) -> None:
@@ -96,6 +97,7 @@ class Sync:
         self._directory = directory
         self._chain_id = chain_id
         self._tell = tell
+        self._tell_and_wait = tell_and_wait
         self._uncommitted = uncommitted
         self._lead_blocks_min = lead_blocks_min
         self._heights: dict[str, int] = {}
@@ -288,7 +290,13 @@ class Sync:
         if found is None:
             return False
         blocks, proof = found
-        self._tell(BlocksSynced(self._directory.validator_of.get(peer_id), blocks, proof, now_ms()))
+        await self._tell_and_wait(
+            BlocksSynced(self._directory.validator_of.get(peer_id), blocks, proof, now_ms())
+        )
+        if self._store.committed_height() <= before:
+            # Refused: blocks that do not link up, or a proof of something else. Waiting for them would be endless.
+            self._network.penalise(peer_id, WRONG_BYTES_POINTS, "a range that consensus refused")
+            return False
         return await self._executed_beyond(before)
 
     def _check_and_store(self, data: bytes, height: int) -> tuple[tuple[Block, ...], CommitProof] | None:

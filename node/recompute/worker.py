@@ -120,7 +120,7 @@ class Engine:
     def _build_index(self, job: IndexJob) -> IndexBuilt:
         from attribution.index import build_index
 
-        records = [record for path in job.contributions for record in decode_records(_read_blob(path))]
+        records = [record for path in job.contributions for record in decode_records(read_blob(path))]
         base, adapter = self._models(job.base, job.adapter, job.adapter_hash)
         index = build_index(base, adapter, records)
         folder = Path(job.index_folder)
@@ -183,7 +183,7 @@ def ledger_shares(by_owner: Sequence[tuple[bytes, int]], unattributed: int) -> S
     return tuple(sorted(rows))
 
 
-def _read_blob(path: str) -> bytes:
+def read_blob(path: str) -> bytes:
     """The bytes of a blob, checked against its name; raises BlobDamaged.
 
     Records with one flipped byte still decode, and would make this machine attest an index that nobody else has.
@@ -218,7 +218,7 @@ def _open_adapter(path: str, adapter_hash: bytes, device: str) -> "Adapter":
     from attribution.adapter import adapter_from_bytes
     from attribution.errors import BadAdapter
 
-    adapter = adapter_from_bytes(_read_blob(path), device=device)
+    adapter = adapter_from_bytes(read_blob(path), device=device)
     if adapter.hash != adapter_hash:
         raise BadAdapter(f"{path} holds the adapter {adapter.hash.hex()}, not {adapter_hash.hex()}")
     return adapter

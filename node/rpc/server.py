@@ -81,7 +81,11 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if not (self._client_gone and isinstance(event, Updated)):
+        if self._client_gone and isinstance(event, Updated):
+            return
+        # A client that breaks the protocol while its answer is written makes Hypercorn answer twice at once: the
+        # second answer is left out.
+        with suppress(trio.BusyResourceError):
             await super().protocol_send(event)
 
 

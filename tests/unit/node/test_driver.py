@@ -153,3 +153,26 @@ def test_peers_messages_are_dropped_past_the_bound_and_counted(monkeypatch: pyte
     driver = make(Script(lambda event: []))
     assert [driver.offer(MessageReceived(None, MESSAGE, 1)) for _ in range(4)] == [True, True, False, False]
     assert driver.peer_inputs_dropped == 2
+
+
+def test_who_waits_for_an_input_goes_on_once_its_effects_are_done() -> None:
+    script = Script(
+        lambda event: (
+            [persist(sync=True), Deliver((GENESIS,), cast("Any", None))]
+            if isinstance(event, PayloadPending)
+            else []
+        )
+    )
+    driver = make(script)
+    seen: list[list[object]] = []
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(driver.run)
+            with trio.fail_after(10):
+                await driver.tell_and_wait(PayloadPending(True, 2))
+            seen.append(list(script.done))
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert seen == [["persist synced", ("deliver", (GENESIS,))]]

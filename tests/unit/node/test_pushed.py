@@ -1,6 +1,6 @@
 """Batches that validators push: bounded per author, without ever taking away what a block may name."""
 
-from node.pushed import UNUSED_HEIGHTS_MAX, PushedBatches
+from node.pushed import UNUSED_COUNT_MAX, UNUSED_HEIGHTS_MAX, PushedBatches
 
 
 def test_past_its_quota_an_author_gets_no_more_and_others_do() -> None:
@@ -9,6 +9,12 @@ def test_past_its_quota_an_author_gets_no_more_and_others_do() -> None:
     assert not pushed.add(b"a", b"2", 41, 1)
     assert pushed.add(b"a", b"3", 40, 1)
     assert pushed.add(b"b", b"4", 100, 1)
+
+
+def test_many_small_ones_are_too_many() -> None:
+    pushed = PushedBatches()
+    assert all(pushed.add(b"a", number.to_bytes(4, "big"), 1, 1) for number in range(UNUSED_COUNT_MAX))
+    assert not pushed.add(b"a", b"one more", 1, 1)
 
 
 def test_a_batch_that_a_block_used_makes_room() -> None:

@@ -194,3 +194,19 @@ def test_a_worker_outlives_the_thread_that_started_it_but_not_its_daemon(tmp_pat
                 await trio.sleep(0.02)
 
     trio.run(main)
+
+
+def test_a_machine_that_can_start_no_process_just_now_costs_neither_daemon_nor_job() -> None:
+    failures = [OSError("no memory"), OSError("no memory")]
+    original = trio.lowlevel.open_process
+
+    async def scarce(*arguments: Any, **options: Any) -> trio.Process:
+        if failures:
+            raise failures.pop()
+        child: trio.Process = await original(*arguments, **options)
+        return child
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio.lowlevel, "open_process", scarce)
+        assert isinstance(run(ANSWER, body=submit_one), IndexBuilt)
+    assert failures == []

@@ -1,0 +1,164 @@
+"""The worker's engine on a tiny model: which answers become which verdict, and which are no verdict at all."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from attribution.adapter import adapter_to_bytes
+from attribution.checkpoint import save_base
+from attribution.generation import generate
+from node.ledger.openings import TOKENS_MAX
+from node.ledger.records import encode_records
+from node.ledger.results import SHARES_TOTAL, AuditResult, AuditStatus
+from node.recompute.jobs import AuditDone, AuditJob, IndexBuilt, IndexJob, JobRefused, pack_frame, parse_job
+from node.recompute.worker import Engine
+from node.storage.blobs import BlobStore
+from tests.unit.attribution.model_cases import records, tiny_adapter, tiny_base
+
+BASE = tiny_base()
+ADAPTER = tiny_adapter(BASE)
+RECORDS = records(5)
+ANN, BEN = b"a" * 32, b"b" * 32
+PROMPT = tuple(RECORDS[0][:4])
+NEW_TOKENS = 8
+POSITIONS = BASE.config.max_position_embeddings
+
+
+class Desk:
+    """Files of one node, and its engine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.blobs = BlobStore(folder / "blobs", 1 << 24)
+        self.base = folder / f"{BASE.hash.hex()}.safetensors"
+        save_base(BASE, self.base)
+        self.adapter = self.blobs.path(self.blobs.put(adapter_to_bytes(ADAPTER)))
+        names = [self.blobs.put(encode_records(part)) for part in (RECORDS[:3], RECORDS[3:])]
+        self.index = folder / "index"
+        self.engine = Engine("cpu", "auto", 1)
+        self.index_job = IndexJob(
+            str(self.base),
+            str(self.adapter),
+            ADAPTER.hash,
+            tuple(str(self.blobs.path(name)) for name in names),
+            str(self.index),
+        )
+        built = self.engine.perform(self.index_job)
+        assert isinstance(built, IndexBuilt)
+        self.root = built.index_root
+        output = tuple(generate(BASE, ADAPTER, PROMPT, NEW_TOKENS))
+        self.audit = AuditJob(
+            str(self.base),
+            str(self.adapter),
+            ADAPTER.hash,
+            str(self.index),
+            self.root,
+            ((ANN, 3), (BEN, 2)),
+            PROMPT,
+            output,
+            NEW_TOKENS,
+            0,
+        )
+
+    def done(self, **changes: object) -> AuditDone:
+        found = self.engine.perform(replace(self.audit, **changes))  # type: ignore[arg-type]
+        assert isinstance(found, AuditDone), found
+        AuditResult(found.status, found.result_hash, found.shares)  # what the ledger would take
+        return found
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_true_output_is_paid_in_full_and_two_machines_agree_on_every_byte(
+    desk: Desk, tmp_path: Path
+) -> None:
+    found = desk.done()
+    assert found.status == AuditStatus.OK
+    assert sum(share for _, share in found.shares) == SHARES_TOTAL
+    assert [address for address, _ in found.shares] == sorted(address for address, _ in found.shares)
+    other = tmp_path / "other"
+    other.mkdir()
+    assert Desk(other).done() == found
+
+
+def test_a_false_output_is_the_providers_fault_whatever_is_false_about_it(desk: Desk) -> None:
+    output = desk.audit.output_ids
+    lies = {output[:-1], (*output, 5), (*output[:-1], output[-1] ^ 1), (10**9,)}
+    found = [desk.done(output_ids=lie) for lie in lies]
+    assert {entry.status for entry in found} == {AuditStatus.OUTPUT_DIFFERS}
+    assert {entry.shares for entry in found} == {()}
+    assert len({entry.result_hash for entry in found}) == len(lies)
+
+
+def test_a_prompt_outside_the_vocabulary_is_an_invalid_opening(desk: Desk) -> None:
+    found = desk.done(prompt_ids=(BASE.config.vocab_size,))
+    assert (found.status, found.shares) == (AuditStatus.OPENING_INVALID, ())
+
+
+def test_a_prompt_too_long_for_the_model_blames_nobody(desk: Desk) -> None:
+    found = desk.done(prompt_ids=(5,) * POSITIONS)
+    assert (found.status, found.shares) == (AuditStatus.LIMIT_EXCEEDED, ())
+
+
+@pytest.mark.parametrize("new_tokens", [1, 2, 5])
+def test_what_can_be_generated_can_be_scored_up_to_the_last_position(desk: Desk, new_tokens: int) -> None:
+    """An honest answer that fills the context must be paid like any other."""
+    stories = [[2 + (seed * k) % 60 for k in range(POSITIONS)] for seed in range(1, 30)]
+    prompts = [tuple(story[: POSITIONS - new_tokens]) for story in stories]
+    answers = ((prompt, tuple(generate(BASE, ADAPTER, prompt, new_tokens))) for prompt in prompts)
+    prompt, output = next(entry for entry in answers if len(entry[1]) == new_tokens)
+    found = desk.done(prompt_ids=prompt, output_ids=output, new_tokens_max=new_tokens)
+    assert found.status == AuditStatus.OK
+
+
+@pytest.mark.parametrize("fault", ["index", "adapter", "base", "record", "root", "owners", "no index"])
+def test_a_fault_of_this_machine_or_of_the_asker_is_a_refusal_and_never_a_verdict(
+    desk: Desk, fault: str
+) -> None:
+    job: AuditJob | IndexJob = desk.audit
+    if fault == "index":
+        rows = desk.index / "rows.bin"
+        data = bytearray(rows.read_bytes())
+        data[-1] ^= 1
+        rows.write_bytes(data)
+    elif fault in ("adapter", "base"):
+        path = getattr(desk, fault)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        job = replace(desk.audit, **{fault: str(path.with_name(f"damaged-{path.name}"))})  # type: ignore[arg-type]
+        path.with_name(f"damaged-{path.name}").write_bytes(data)
+    elif fault == "record":
+        path = Path(desk.index_job.contributions[0])
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        job = desk.index_job
+    elif fault == "root":
+        job = replace(desk.audit, index_root=bytes(32))
+    elif fault == "owners":
+        job = replace(desk.audit, owners=((ANN, 3),))
+    else:
+        job = replace(desk.audit, index_folder=str(desk.index / "nowhere"))
+    assert isinstance(desk.engine.perform(job), JobRefused)
+
+
+def test_records_beyond_what_the_engine_takes_are_a_refusal_and_not_a_crash(desk: Desk) -> None:
+    """A publisher chooses the contributions: it must not be able to kill the worker of every validator."""
+    job = replace(desk.index_job, contributions=())
+    assert isinstance(desk.engine.perform(job), JobRefused)
+    outside = desk.blobs.put(encode_records([[BASE.config.vocab_size]]))
+    job = replace(desk.index_job, contributions=(str(desk.blobs.path(outside)),))
+    assert isinstance(desk.engine.perform(job), JobRefused)
+    long = desk.blobs.put(encode_records([[5] * (POSITIONS + 1)]))
+    job = replace(desk.index_job, contributions=(str(desk.blobs.path(long)),))
+    assert isinstance(desk.engine.perform(job), JobRefused)
+    assert isinstance(desk.engine.perform(desk.index_job), IndexBuilt)
+
+
+def test_the_longest_inference_that_the_ledger_takes_fits_a_frame(desk: Desk) -> None:
+    longest = (2**32 - 1,) * TOKENS_MAX
+    job = replace(desk.audit, prompt_ids=longest, output_ids=longest, owners=((ANN, 10_000),) * 512)
+    assert parse_job(pack_frame(job.fields())[4:]) == job
