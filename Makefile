@@ -7,10 +7,10 @@ HOME_DIR ?= demo-home
 SEED ?= 7
 RUNS ?= 200
 
-.PHONY: help demo devnet test lint format venv sim clean
+.PHONY: help demo devnet test test-slow lint format venv sim clean
 
 help: ## say what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: venv ## four validators and a full node play the whole story, check every promise, and exit
 	@$(BIN)/openledger demo --home $(HOME_DIR)
@@ -19,7 +19,10 @@ devnet: venv ## the same, then stays up until Ctrl-C
 	@$(BIN)/openledger devnet --home $(HOME_DIR)
 
 test: venv ## every test that needs no network, no accelerator and no patience
-	@$(BIN)/pytest
+	@$(BIN)/pytest -m "not slow"
+
+test-slow: venv ## the tests that take longer: hostile validator, stopped processes, copied home
+	@$(BIN)/pytest -m slow
 
 lint: venv ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .

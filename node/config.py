@@ -84,7 +84,7 @@ class NetworkSection:
     queue_messages_max: int = _integer(4096, 16, 65536)
     ping_interval_ms: int = _integer(2500, 100, 60_000)
     ping_timeout_ms: int = _integer(8000, 200, 120_000)
-    dial_backoff_ms_max: int = _integer(10_000, 100, _HOUR_MS)
+    dial_backoff_ms_max: int = _integer(5_000, 100, _HOUR_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,6 @@ class AttributionSection:
     device: str = _choice("auto", "auto", "cpu", "cuda")
     backend: str = _choice("auto", "auto", "int8", "fp64", "fp32")
     threads: int = _integer(1, 1, 256)
-    jobs_queued_max: int = _integer(1024, 1, 65536)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +104,6 @@ class ConsensusSection:
     timeout_ms_max: int = _integer(60_000, 1000, 600_000)
     heartbeat_ms: int = _integer(1000, 50, 2000)
     drift_ms_max: int = _integer(10_000, 100, 600_000)
-    batch_delay_ms: int = _integer(20, 0, 5000)
-    batch_bytes_max: int = _integer(512 * 1024, 4096, 4 * 2**20)
     batch_transactions_max: int = _integer(1000, 1, 100_000)
 
 
@@ -117,7 +114,6 @@ class MempoolSection:
     transactions_max: int = _integer(10_000, 1, 1_000_000)
     bytes_max: int = _integer(64 * 2**20, 64 * 1024, 4 * 2**30)
     transactions_per_sender_max: int = _integer(256, 1, 65536)
-    nonce_gap_max: int = _integer(64, 0, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +121,6 @@ class StorageSection:
     """``[storage]``: what the node keeps. ``blobs_bytes_max`` is the quota of all blobs together."""
 
     blobs_bytes_max: int = _integer(4 * 2**30, 2**20, 2**50)
-    artefacts_bytes_max: int = _integer(16 * 2**30, 2**20, 2**50)
 
 
 @dataclass(frozen=True, slots=True)

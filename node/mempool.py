@@ -57,20 +57,14 @@ class Mempool:
         if (known := self._by_hash.get(tx_hash)) is not None:
             return known
         sender = transaction.sender
-        waiting = len(self._duties.get(sender, ())) if duty else len(self._by_sender.get(sender, ()))
         rival = None if duty else self._by_sender.get(sender, {}).get(transaction.nonce)
         if rival is not None:
             fee_min = rival.transaction.fee + rival.transaction.fee * REPLACEMENT_PERCENT_MIN // 100 + 1
             if transaction.fee < fee_min:
                 raise TransactionUnderpriced(fee_min)
+        self._refuse_excess(sender, len(raw), rival, duty=duty)
+        if rival is not None:
             self._remove(rival)
-        elif waiting >= self.limits.transactions_per_sender_max:
-            reason = "the sender has too many transactions waiting"
-            raise MempoolSenderFull(sender, self.limits.transactions_per_sender_max, reason)
-        if len(self._by_hash) >= self.limits.transactions_max:
-            raise MempoolFull(self.limits.transactions_max)
-        if self._bytes + len(raw) > self.limits.bytes_max:
-            raise MempoolFull(self.limits.bytes_max, "bytes")
         self._arrivals += 1
         pooled = Pooled(raw, tx_hash, transaction, duty, self._arrivals)
         self._by_hash[tx_hash] = pooled
@@ -80,6 +74,22 @@ class Mempool:
             self._by_sender.setdefault(sender, {})[transaction.nonce] = pooled
         self._bytes += len(raw)
         return pooled
+
+    def _refuse_excess(self, sender: bytes, size_bytes: int, rival: Pooled | None, *, duty: bool) -> None:
+        """Raise where another transaction has no room.
+
+        Duties count for their own validator only: the pool that anybody can fill must not keep audits from ending.
+        """
+        line_max = self.limits.transactions_per_sender_max
+        waiting = len(self._duties.get(sender, ())) if duty else len(self._by_sender.get(sender, ()))
+        if rival is None and waiting >= line_max:
+            raise MempoolSenderFull(sender, line_max, "the sender has too many transactions waiting")
+        if duty:
+            return
+        if rival is None and len(self._by_hash) >= self.limits.transactions_max:
+            raise MempoolFull(self.limits.transactions_max)
+        if self._bytes + size_bytes - (0 if rival is None else len(rival.raw)) > self.limits.bytes_max:
+            raise MempoolFull(self.limits.bytes_max, "bytes")
 
     def select(
         self,

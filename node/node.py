@@ -35,7 +35,7 @@ from node.ledger.errors import LedgerError
 from node.ledger.genesis import chain_id
 from node.ledger.state import get_batch_window, get_inference, get_validators
 from node.mempool import Mempool, Pooled
-from node.network import NetworkConfig, PeerAddress, PeerEvent
+from node.network import Limits, NetworkConfig, PeerAddress, PeerEvent
 from node.network.errors import NetworkError
 from node.network.network import Network
 from node.pushed import PushedBatches
@@ -248,6 +248,14 @@ class Node:
             gossip_peers=gossip,
             allowed=frozenset(allowed | set(section.peer_ids_allowed)),
             topics=(Topic.TRANSACTIONS, Topic.BLOCKS),
+            limits=Limits(
+                frame_bytes_max=section.message_bytes_max,
+                send_queue_frames_max=section.queue_messages_max,
+                connections_max=section.peers_max,
+                ping_interval_ms=section.ping_interval_ms,
+                ping_timeout_ms=section.ping_timeout_ms,
+                redial_delay_ms_max=section.dial_backoff_ms_max,
+            ),
         )
 
     def _replica(self, genesis: Block) -> Replica:

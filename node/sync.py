@@ -294,8 +294,8 @@ class Sync:
             BlocksSynced(self._directory.validator_of.get(peer_id), blocks, proof, now_ms())
         )
         if self._store.committed_height() <= before:
-            # Refused: blocks that do not link up, or a proof of something else. Waiting for them would be endless.
-            self._network.penalise(peer_id, WRONG_BYTES_POINTS, "a range that consensus refused")
+            # Refused although a quorum signed it: this node's own trouble, not the peer's. Waiting would be endless.
+            log.error("range_refused", peer=peer_id, height=before + 1)
             return False
         return await self._executed_beyond(before)
 

@@ -45,8 +45,10 @@ def check_envelope(
         return
     account = get_account(reader, transaction.sender)
     if not account.nonce <= transaction.nonce <= account.nonce + nonce_gap_max:
+        ahead = transaction.nonce > account.nonce and nonce_gap_max > 0
+        message = f"more than {nonce_gap_max} transactions ahead of the account" if ahead else ""
         raise InvalidTransactionError(
-            InvalidCode.WRONG_NONCE, nonce=transaction.nonce, expected=account.nonce
+            InvalidCode.WRONG_NONCE, message, nonce=transaction.nonce, expected=account.nonce
         )
     required = fee_required(params, transaction.kind, size_bytes)
     if transaction.fee < required:

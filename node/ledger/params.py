@@ -42,7 +42,7 @@ class Params:
     fee_inference_record: int = field(default=100_000, metadata=_FEE)
     fee_inference_reveal: int = field(default=100_000, metadata=_FEE)
     valid_until_heights_max: int = field(default=100_000, metadata=_HEIGHTS)
-    nonce_gap_max: int = field(default=64, metadata=uint(65_536))
+    nonce_gap_max: int = field(default=256, metadata=uint(65_536))
 
     inference_fee_min: int = field(default=10_000_000, metadata=_FEE)
     prompt_tokens_max: int = field(default=1_024, metadata=uint(32_768, 1))

@@ -157,6 +157,8 @@ def test_both_signals_end_a_daemon_and_its_worker_within_the_bound_whatever_clie
         child = cluster.children[name]
         workers = worker_of(child.pid)
         assert bool(workers) == cluster.node(name).validator
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # as deep in its work as can be: it hears nothing
         address = urlsplit(cluster.node(name).rpc_url)
         clients = [socket.create_connection((address.hostname, address.port)) for _ in range(2)]
         clients[1].sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")

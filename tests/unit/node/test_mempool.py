@@ -128,6 +128,16 @@ def test_every_limit_refuses_with_its_own_error_and_changes_nothing() -> None:
         add(small, room.to_bytes(32, "big"), 0)
 
 
+def test_a_full_pool_still_takes_duties_and_replacements_and_a_refused_replacement_loses_nothing() -> None:
+    pool = Mempool(replace(MempoolSection(), transactions_max=1, bytes_max=65536))
+    waiting = add(pool, ALICE, 0, 1000)
+    with pytest.raises(TransactionUnderpriced):
+        add(pool, ALICE, 0, 1001)
+    assert list(pool) == [waiting]
+    better, duty = add(pool, ALICE, 0, 2000), add_duty(pool, BOB, b"x" * 32)
+    assert list(pool) == [better, duty]
+
+
 def test_execution_drops_the_executed_the_overtaken_and_the_expired() -> None:
     pool = Mempool()
     done, overtaken, expired = add(pool, ALICE, 0), add(pool, BOB, 0), add(pool, ALICE, 1, valid_until=7)
