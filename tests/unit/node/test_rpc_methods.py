@@ -292,7 +292,7 @@ def test_refused_transactions_say_why_and_change_nothing() -> None:
             error = refusal(client, "tx_submit", tx=raw.hex())
             assert (error.code, error.data["code"]) == (Code.TRANSACTION_REFUSED, code), code
         assert (
-            refusal(client, "tx_submit", tx=_signed(world, nonce=99).hex()).data["fields"]["expected"] == "0"
+            refusal(client, "tx_submit", tx=_signed(world, nonce=999).hex()).data["fields"]["expected"] == "0"
         )
         assert client.status() == before
 
