@@ -169,7 +169,13 @@ class Intake:
         except WireError as error:
             self._network.penalise(peer_id, MALFORMED_POINTS, str(error))
             return
-        claim = StorageClaim(frame.blob_digest, frame.blob_bytes, frame.content_root, frame.content_count)
+        claim = StorageClaim(
+            frame.blob_digest,
+            frame.blob_bytes,
+            frame.content_root,
+            frame.content_count,
+            frame.content_tokens,
+        )
         if not self._receipts.add(claim, frame.validator, frame.signature):
             self._network.penalise(peer_id, MALFORMED_POINTS, "a storage receipt that does not verify")
             return
@@ -304,6 +310,7 @@ class Intake:
             claim.blob_bytes,
             claim.content_root,
             claim.content_count,
+            claim.content_tokens,
             self._identity.account,
             signature,
         )

@@ -82,6 +82,7 @@ class StorageReceiptFrame:
     blob_bytes: int
     content_root: bytes
     content_count: int
+    content_tokens: int
     validator: bytes
     signature: bytes
 
@@ -179,6 +180,7 @@ def encode_storage_receipt(receipt: StorageReceiptFrame) -> bytes:
             receipt.blob_bytes,
             receipt.content_root,
             receipt.content_count,
+            receipt.content_tokens,
             receipt.validator,
             receipt.signature,
         ]
@@ -188,15 +190,24 @@ def encode_storage_receipt(receipt: StorageReceiptFrame) -> bytes:
 def decode_storage_receipt(data: bytes) -> StorageReceiptFrame:
     """Return a receipt whose signature is not checked yet; raises WireError."""
     match _decode(data, 512):
-        case [bytes(blob), int(size), bytes(root), int(count), bytes(validator), bytes(signature)] if (
+        case [
+            bytes(blob),
+            int(size),
+            bytes(root),
+            int(count),
+            int(tokens),
+            bytes(validator),
+            bytes(signature),
+        ] if (
             len(blob) == ID_BYTES
             and len(root) in (0, ID_BYTES)
             and len(validator) == ID_BYTES
             and len(signature) == 64
             and size >= 0
             and count >= 0
+            and tokens >= 0
         ):
-            return StorageReceiptFrame(blob, size, root, count, validator, signature)
+            return StorageReceiptFrame(blob, size, root, count, tokens, validator, signature)
     raise WireError("expected a storage receipt")
 
 

@@ -80,20 +80,23 @@ def decode_batch(data: bytes) -> Batch:
 class StorageClaim:
     """What a storage receipt vouches for: these bytes are on this validator's disk and hold this content.
 
-    Of a contribution the validator checked root and count of the records; of a reveal, nothing but the bytes.
+    Of a contribution the validator checked root, count and tokens of the records; of a reveal, nothing but the bytes.
     """
 
     blob_digest: bytes = field(metadata=fixed(32))
     blob_bytes: int = field(metadata=uint(RECORDS_BYTES_MAX))
     content_root: bytes = field(metadata=fixed(0, 32))
     content_count: int = field(metadata=uint())
+    content_tokens: int = field(metadata=uint())
 
 
 def storage_claim(body: ContributionSubmit | InferenceReveal) -> StorageClaim:
     """The claim that receipts of this transaction must sign."""
     if isinstance(body, ContributionSubmit):
-        return StorageClaim(body.blob_digest, body.blob_bytes, body.records_root, body.record_count)
-    return StorageClaim(body.blob_digest, body.blob_bytes, b"", 0)
+        return StorageClaim(
+            body.blob_digest, body.blob_bytes, body.records_root, body.record_count, body.token_count
+        )
+    return StorageClaim(body.blob_digest, body.blob_bytes, b"", 0, 0)
 
 
 def storage_receipt_digest(claim: StorageClaim, chain_id: bytes) -> bytes:

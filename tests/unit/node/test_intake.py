@@ -56,7 +56,13 @@ def select(room: Room, in_flight: frozenset[bytes] = frozenset()) -> list[bytes]
 
 def receipt_frame(room: Room, claim: StorageClaim, name: str) -> bytes:
     signature = sign_storage_receipt(seed(name), claim, room.chain_id)
-    fields = (claim.blob_digest, claim.blob_bytes, claim.content_root, claim.content_count)
+    fields = (
+        claim.blob_digest,
+        claim.blob_bytes,
+        claim.content_root,
+        claim.content_count,
+        claim.content_tokens,
+    )
     return encode_storage_receipt(StorageReceiptFrame(*fields, address(name), signature))
 
 
@@ -192,7 +198,7 @@ def test_one_validator_cannot_push_out_the_receipts_of_the_others(
         for name in VALIDATORS[:3]:
             room.intake.receive_receipt(PEER, receipt_frame(room, claim, name))
         for number in range(20):
-            made_up = StorageClaim(bytes([number]) * 32, 9, b"", 0)
+            made_up = StorageClaim(bytes([number]) * 32, 9, b"", 0, 0)
             room.intake.receive_receipt(PEER, receipt_frame(room, made_up, "val3"))
         assert room.receipts.quorum(claim) is not None
         assert len(room.receipts._signatures) == 1 + 3

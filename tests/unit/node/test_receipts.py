@@ -9,7 +9,7 @@ from node.receipts import ReceiptBook
 
 CHAIN = b"c" * 32
 SEEDS = [bytes([i]) * 32 for i in range(1, 5)]
-CLAIM = StorageClaim(b"b" * 32, 9, b"r" * 32, 2)
+CLAIM = StorageClaim(b"b" * 32, 9, b"r" * 32, 2, 7)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_stranger_and_a_false_signature_are_refused(directory: Directory) -> N
     book = ReceiptBook(CHAIN, directory)
     stranger = b"z" * 32
     assert not book.add(CLAIM, public_key(stranger), sign_storage_receipt(stranger, CLAIM, CHAIN))
-    other = StorageClaim(b"o" * 32, 9, b"r" * 32, 2)
+    other = StorageClaim(b"o" * 32, 9, b"r" * 32, 2, 7)
     assert not book.add(CLAIM, public_key(SEEDS[0]), sign_storage_receipt(SEEDS[0], other, CHAIN))
     assert not book.add(CLAIM, public_key(SEEDS[0]), sign_storage_receipt(SEEDS[0], CLAIM, b"d" * 32))
     assert book.signature(CLAIM, public_key(SEEDS[0])) is None
@@ -46,7 +46,7 @@ def test_the_book_is_bounded_and_forgets_the_oldest(
 ) -> None:
     monkeypatch.setattr(receipts, "CLAIMS_MAX", 2)
     book = ReceiptBook(CHAIN, directory)
-    claims = [StorageClaim(bytes([i]) * 32, i, b"", 0) for i in range(3)]
+    claims = [StorageClaim(bytes([i]) * 32, i, b"", 0, 0) for i in range(3)]
     for claim in claims:
         assert book.add(claim, public_key(SEEDS[0]), sign_storage_receipt(SEEDS[0], claim, CHAIN))
     kept = [book.signature(claim, public_key(SEEDS[0])) is not None for claim in claims]

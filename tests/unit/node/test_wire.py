@@ -32,7 +32,7 @@ def test_everything_encoded_is_read_back() -> None:
     assert wire.decode_range(wire.encode_range(blocks)) == blocks
     assert wire.decode_block_request(wire.encode_block_request(b"i" * 32, 3)) == (b"i" * 32, 3)
     assert wire.decode_blob_request(wire.encode_blob_request(b"i" * 32, 3)) == (b"i" * 32, 3)
-    receipt = StorageReceiptFrame(b"b" * 32, 9, b"r" * 32, 2, b"v" * 32, b"s" * 64)
+    receipt = StorageReceiptFrame(b"b" * 32, 9, b"r" * 32, 2, 7, b"v" * 32, b"s" * 64)
     assert wire.decode_storage_receipt(wire.encode_storage_receipt(receipt)) == receipt
 
 
