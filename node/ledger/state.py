@@ -139,7 +139,7 @@ class Datanet:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """Records of one contributor. `token_count` is the contributor's word; root and count are vouched for."""
+    """Records of one contributor; root and counts are vouched for by the storage receipts."""
 
     contributor: bytes = field(metadata=_ADDRESS)
     datanet: bytes = field(metadata=_HASH)
