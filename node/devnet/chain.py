@@ -134,7 +134,7 @@ async def probe(url: str) -> NodeView | None:
         status = await trio.to_thread.run_sync(client.status, abandon_on_cancel=True)
     except (NodeUnreachable, RpcError):
         return None
-    return NodeView(status["height"], status["peers"]["count"])
+    return NodeView(status["height"], len(status["peers"]))
 
 
 def _data_of(error: ClientError) -> str:

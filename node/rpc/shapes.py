@@ -18,13 +18,6 @@ class Peer(TypedDict):
     validator: bool
 
 
-class Peers(TypedDict):
-    """The connected peers."""
-
-    count: int
-    list: list[Peer]
-
-
 class Status(TypedDict):
     """``status``. ``height`` is the executed height and ``state_digest`` the state there."""
 
@@ -43,7 +36,7 @@ class Status(TypedDict):
     ready: bool
     not_ready_reason: str
     mempool_transactions: int
-    peers: Peers
+    peers: list[Peer]
 
 
 class Payout(TypedDict):

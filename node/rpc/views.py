@@ -41,7 +41,7 @@ def status_view(status: NodeStatus) -> shapes.Status:
         "ready": status.ready,
         "not_ready_reason": status.not_ready_reason,
         "mempool_transactions": status.mempool_transactions,
-        "peers": {"count": len(peers), "list": peers},
+        "peers": peers,
     }
 
 

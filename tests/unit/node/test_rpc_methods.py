@@ -63,10 +63,9 @@ def test_status_shows_executed_height_with_its_digest(
     assert status["state_digest"] == state_digest(world.lthash, world.chain).hex()
     assert status["chain_id"] == world.chain.hex()
     assert (status["syncing"], status["ready"], status["validator"]) == (False, True, False)
-    assert status["peers"] == {
-        "count": 1,
-        "list": [{"peer_id": "16Uiu2HAmOther", "address": "/ip4/127.0.0.1/tcp/1", "validator": True}],
-    }
+    assert status["peers"] == [
+        {"peer_id": "16Uiu2HAmOther", "address": "/ip4/127.0.0.1/tcp/1", "validator": True}
+    ]
 
 
 def test_block_shows_transactions_events_and_the_digest_after_it(
