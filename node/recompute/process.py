@@ -1,6 +1,7 @@
 """The daemon's side of the worker: one process, one job at a time, restarted when it dies."""
 
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import trio
 
 from consensus.errors import CodecError
 from node.recompute.jobs import (
+    AuditJob,
     Job,
     JobRefused,
     JobResult,
@@ -68,19 +70,28 @@ class RecomputeProcess:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
-        self._send, self._receive = trio.open_memory_channel[_Ticket](JOBS_WAITING_MAX)
+        self._audits: deque[_Ticket] = deque()
+        self._indices: deque[_Ticket] = deque()
+        self._waiting = trio.Semaphore(0)
 
     async def submit(self, job: Job) -> JobResult:
-        """Return what the worker makes of `job`; raises WorkerBusy when too many wait already."""
+        """Return what the worker makes of `job`; raises WorkerBusy when too many wait already.
+
+        Audits go first, in the order they came: they have a deadline, and a published adapter can take minutes.
+        """
+        if len(self._audits) + len(self._indices) >= JOBS_WAITING_MAX:
+            raise WorkerBusy(f"{JOBS_WAITING_MAX} jobs are waiting")
         ticket = _Ticket(job, trio.Event())
-        try:
-            self._send.send_nowait(ticket)
-        except trio.WouldBlock:
-            raise WorkerBusy(f"{JOBS_WAITING_MAX} jobs are waiting") from None
+        (self._audits if isinstance(job, AuditJob) else self._indices).append(ticket)
+        self._waiting.release()
         await ticket.done.wait()
         if ticket.result is None:
             raise WorkerProtocolError("the worker stopped before the job was done")
         return ticket.result
+
+    async def _next(self) -> _Ticket:
+        await self._waiting.acquire()
+        return (self._audits or self._indices).popleft()
 
     async def run(self) -> None:
         """Serve jobs until cancelled. A crash costs the job one of its tries, never the daemon."""
@@ -96,7 +107,7 @@ class RecomputeProcess:
                 continue
             try:
                 while True:
-                    pending = pending or await self._receive.receive()
+                    pending = pending or await self._next()
                     pending.finish(await _exchange(process, pending.job))
                     pending = None
                     delay_s = RESTART_DELAY_S_MIN

@@ -102,6 +102,34 @@ def test_jobs_are_answered_by_one_process_in_turn() -> None:
     assert len(run(ANSWER, body=three)) == 1  # type: ignore[arg-type]
 
 
+def test_audits_overtake_indices_that_wait() -> None:
+    order: list[str] = []
+
+    async def queue_up(worker: RecomputeProcess) -> None:
+        async def submit(name: str, job: IndexJob | AuditJob) -> None:
+            await worker.submit(job)
+            order.append(name)
+
+        async with trio.open_nursery() as nursery:
+            for name, job in (("index 1", JOB), ("index 2", JOB), ("audit 1", AUDIT), ("audit 2", AUDIT)):
+                nursery.start_soon(submit, name, job)
+                await trio.testing.wait_all_tasks_blocked()
+
+    async def main() -> None:
+        worker = RecomputeProcess([sys.executable, "-c", ANSWER])
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(queue_up, worker)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                nursery.start_soon(worker.run)
+                while len(order) < 4:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert order == ["audit 1", "audit 2", "index 1", "index 2"]
+
+
 def test_a_crash_costs_one_try_and_the_job_is_done_by_the_next_process(tmp_path: Path) -> None:
     result = run(CRASH_ONCE, str(tmp_path / "mark"), body=submit_one)
     assert isinstance(result, IndexBuilt)
