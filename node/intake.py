@@ -59,6 +59,8 @@ log = structlog.get_logger(__name__)
 GOSSIP_DELAY_S = 0.05
 REPUBLISH_S = 2.5
 PUBLISH_TIMEOUT_S = 5.0
+# New transactions between two gossip messages; publishing may wait for a peer while users go on.
+OUTBOX_MAX = 4096
 BLOB_TASKS_MAX = 64
 # A sender whose blobs are nowhere to be had must not keep everybody else's waiting.
 BLOB_TASKS_PER_SENDER_MAX = 8
@@ -321,7 +323,9 @@ class Intake:
     def _pass_on(self, raw: bytes) -> None:
         if self._validator:
             self._network.broadcast(Frame.TRANSACTIONS, encode_transactions([raw]))
-        else:
+        elif (
+            len(self._outbox) < OUTBOX_MAX
+        ):  # past it the next repetition brings what still waits in the mempool
             self._outbox.append(raw)
             self._wake.set()
 

@@ -400,7 +400,8 @@ class Node:
                 log.warning("batch_not_taken", author=entry.account.hex(), reason="its quota is used up")
                 return
             self.store.put_batch(name, data)
-        self.driver.tell(PayloadAvailable(name, now_ms()))
+            # Once: a peer that repeats itself must not fill the driver's queue. Consensus asks for what it forgot.
+            self.driver.tell(PayloadAvailable(name, now_ms()))
 
     async def _receive_gossip(self) -> None:
         async for message in self.network.gossip:

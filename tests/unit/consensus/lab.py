@@ -10,7 +10,7 @@ from consensus.config import ConsensusConfig
 from consensus.crypto import Verifier
 from consensus.digest import digest
 from consensus.effects import Deliver, Effect, Send
-from consensus.inputs import Input, MessageReceived, Started
+from consensus.inputs import Input, MessageReceived, Started, TimerFired, TimerKind
 from consensus.leaders import Leaders
 from consensus.messages import (
     CommitVoteMessage,
@@ -243,3 +243,19 @@ def follower(*rounds: int) -> int:
     """Index of a validator that leads none of the rounds."""
     leading = {LEADERS.index(round_) for round_ in rounds}
     return next(index for index in range(4) if index not in leading)
+
+
+BATCH = bytes([5]) * 32
+
+
+def line(chain: Chain, length: int, parent: Block = GENESIS) -> list[Block]:
+    blocks = [parent]
+    for _ in range(length):
+        blocks.append(chain.block(blocks[-1], blocks[-1].round + 1))
+    return blocks[1:]
+
+
+def expire(bench: Bench) -> list[Effect]:
+    """Let the round timer run out, whenever it is set to."""
+    bench.now_ms += 200_000
+    return bench.step(TimerFired(TimerKind.ROUND, bench.now_ms))

@@ -405,3 +405,24 @@ def test_a_full_node_publishes_again_what_waits_however_busy_its_users_are(
 
     run(lambda: with_rooms([room], body))
     room.close()
+
+
+def test_what_waits_to_be_published_is_bounded_and_the_rest_goes_with_a_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "REPUBLISH_S", 0.1)
+    monkeypatch.setattr(intake, "GOSSIP_DELAY_S", 0.001)
+    monkeypatch.setattr(intake, "OUTBOX_MAX", 2)
+    room = Room("observer", tmp_path)
+    rows = [room.tx("ben", Transfer(address("cid"), 1), nonce=nonce) for nonce in range(5)]
+
+    async def body() -> None:
+        assert room.nursery is not None
+        for raw in rows:
+            await room.intake.submit(raw)
+        assert len(room.intake._outbox) == 2
+        room.nursery.start_soon(room.intake.run_gossip)
+        await until(lambda: all(any(raw in data for _, data in room.loopback.published) for raw in rows))
+
+    run(lambda: with_rooms([room], body))
+    room.close()

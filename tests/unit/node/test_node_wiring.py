@@ -9,13 +9,20 @@ import trio
 
 from consensus.crypto import public_key
 from consensus.effects import RequestPayload
-from consensus.inputs import PayloadPending
+from consensus.inputs import PayloadAvailable, PayloadPending
 from node.config import load_config
 from node.devnet.layout import claim_home
 from node.devnet.network import create_network
 from node.home import Home
 from node.keys import load_seed
-from node.ledger.batch import BATCH_BYTES_MAX, decode_batch, sign_storage_receipt, storage_claim
+from node.ledger.batch import (
+    BATCH_BYTES_MAX,
+    decode_batch,
+    encode_batch,
+    sign_batch,
+    sign_storage_receipt,
+    storage_claim,
+)
 from node.ledger.bodies import ContributionSubmit
 from node.ledger.fields import to_bytes
 from node.ledger.state import ACCOUNT, BATCHES, Account, BatchWindow, get_params
@@ -147,3 +154,17 @@ def test_many_changes_of_the_pool_at_once_are_told_to_consensus_together(
         assert [event.pending for event in told] == [True, True]
 
     trio.run(main)
+
+
+def test_a_batch_that_a_validator_repeats_is_told_to_consensus_once(
+    node: Node, signers: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    author = next(
+        entry for entry in node.directory.validators.validators if entry.account == public_key(signers[1])
+    )
+    batch = sign_batch(signers[1], node.chain_id, 1, ((b"not even a transaction", ()),))
+    told: list[object] = []
+    monkeypatch.setattr(node.driver, "tell", told.append)
+    for _ in range(3):
+        node._take_batch(author.peer_id, encode_batch(batch))
+    assert [type(event) for event in told] == [PayloadAvailable]
