@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.hardening.removal import Removal
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("consensus", "attribution", "node", "tests", "docs", "scripts", "benchmarks", "configs")
+COPIED = (".ci", "consensus", "attribution", "node", "tests", "docs", "scripts", "benchmarks", "configs")
 COPIED_FILES = ("pyproject.toml", ".importlinter", "README.md", "ARCHITECTURE.md", "CHANGELOG.md")
 TEST_TIMEOUT_S = 300
 TESTS_FAILED = 1  # pytest's exit status when tests ran and some failed; others mean that nothing was shown
