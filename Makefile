@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 HOME_DIR ?= demo-home
 SEED ?= 7
 RUNS ?= 200
+SECONDS ?= 60
 
-.PHONY: help demo devnet test test-slow lint format venv sim clean
+.PHONY: help demo devnet test test-slow nightly lint format venv sim hardening fuzz interop machines vectors clean
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +37,26 @@ format: venv ## let ruff rewrite what it can
 
 sim: venv ## seeded consensus schedules; SEED=7 RUNS=200 replays them
 	@$(BIN)/python -m tests.simulation --seed $(SEED) --runs $(RUNS)
+
+hardening: venv ## remove each hardening once from a copy of the tree: its tests must fail
+	@$(BIN)/python -m tests.hardening
+
+fuzz: venv ## coverage-guided garbage for every decoder that reads from a peer or a client; SECONDS=60 each
+	@$(BIN)/pip install -qq --disable-pip-version-check atheris==3.0.0
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+machines: venv ## golden hashes under every instruction set and thread count that this machine can be told to use
+	@$(BIN)/python -m tests.machines
+
+interop: venv ## a js-libp2p node talks to ours; needs node and npm
+	@cd tests/interop && npm ci --silent --no-audit --no-fund
+	@$(BIN)/pytest tests/interop
+
+nightly: venv ## the property tests with twenty times the examples
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --timeout 3600 tests/property tests/fuzz
+
+vectors: venv ## hold the golden bytes in tests/vectors against the code
+	@$(BIN)/python -m tests.vectors
 
 venv: $(VENV)/installed ## only install, development tools included
 

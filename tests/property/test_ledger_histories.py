@@ -42,6 +42,7 @@ from node.ledger.state import (
     get_provider,
     get_supply,
 )
+from tests.profiles import examples
 from tests.unit.node_ledger.world import (
     BASE_HASH,
     INDEX_ROOT,
@@ -237,7 +238,7 @@ def check_conservation(story: Story) -> None:
     assert provider.in_flight_fees == sum(inferences[name].voucher.fee for name in flying)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(BLOCKS)
 def test_histories_conserve_the_supply_and_replicas_agree_on_every_digest(
     blocks: list[tuple[list[Choice], int, int, int]],
@@ -269,7 +270,7 @@ def replay(world: World) -> None:
     assert state_digest(lthash, world.chain) == world.outcomes[-1].state_digest
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10))
 @given(BLOCKS, st.integers(0, 10**6))
 def test_the_digest_of_a_reached_state_depends_on_every_key(
     blocks: list[tuple[list[Choice], int, int, int]], pick: int

@@ -11,6 +11,7 @@ from node.ledger.params import DEFAULTS, PPM, Params, check_params
 from node.ledger.results import SHARES_TOTAL, TREASURY, Shares
 from node.ledger.settlement import contributor_payouts, fee_parts, validator_payouts
 from node.ledger.state import InferenceStatus, Role, ValidatorEntry, ValidatorSet, get_supply
+from tests.profiles import examples
 from tests.unit.node_ledger.world import PARAMS, VALIDATORS, World
 
 AMOUNTS = st.integers(0, 2**63 - 1)
@@ -78,7 +79,7 @@ def test_validators_parts_sum_and_only_those_who_were_right_are_paid(
     assert {payout.address for payout in payouts if payout.role == Role.VALIDATOR} == paid
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     fee=st.integers(PARAMS.inference_fee_min, 10**12),
     stakes=st.lists(st.integers(1, 10**13), min_size=4, max_size=4),

@@ -16,6 +16,7 @@ from consensus.messages import CommitVoteMessage, Message, ProposalMessage, Time
 from consensus.replica import Replica
 from consensus.types import QC, CommitVote, Timeout, Vote
 from consensus.verify import commit_vote_message, timeout_message, vote_message
+from tests.profiles import examples
 from tests.simulation.checker import Checker
 from tests.simulation.disk import Disk
 from tests.unit.consensus.lab import (
@@ -196,5 +197,5 @@ class ReplicaMachine(RuleBasedStateMachine):
             assert not replica.diverged
 
 
-ReplicaMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+ReplicaMachine.TestCase.settings = settings(max_examples=examples(50), stateful_step_count=50)
 TestReplicaMachine = ReplicaMachine.TestCase
