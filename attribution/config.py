@@ -110,7 +110,7 @@ class ModelConfig:
         """Inverse of `canonical_json`; any other text is refused with BadModel."""
         try:
             values = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # nested without end
             raise BadModel("the configuration is not JSON") from None
         if not isinstance(values, dict) or set(values) != {f.name for f in fields(cls)}:
             raise BadModel("the configuration's keys are not those of this version")
@@ -125,7 +125,10 @@ def _text(value: object) -> str:
         return repr(_number(value))
     if type(value) not in (int, float):
         raise BadModel(f"{value!r} is not a number")
-    return repr(float(value))  # type: ignore[arg-type]
+    try:
+        return repr(float(value))  # type: ignore[arg-type]
+    except OverflowError:
+        raise BadModel("an integer too large for a number") from None
 
 
 def _number(text: str) -> float:

@@ -2,8 +2,11 @@
 
 A value is an int (-2^63 .. 2^64-1), bytes, str, bool, None, or a tuple or list of values. Maps, floats and
 extension types have no canonical form here and are refused both ways. Integers take their shortest form.
-`decode` accepts exactly the bytes `encode` makes: it decodes, walks, re-encodes and compares, so two
-different byte strings can never be read as one value (a second encoding would give a second hash).
+`decode` accepts exactly the bytes `encode` makes: it decodes, re-encodes and compares, so two different byte strings
+can never be read as one value (a second encoding would give a second hash).
+
+Nothing is built before the bytes were walked once: what they declare must be there and within the limits. A header
+costs five bytes and may claim thousands of values for which the unpacker would make room in advance.
 """
 
 from typing import Any
@@ -18,7 +21,32 @@ DEPTH_MAX = 32
 ELEMENTS_MAX = 1 << 16
 """Values allowed in one decoded object, arrays included, unless the caller says otherwise."""
 
+ARRAYS_MAX = 1 << 15
+"""Arrays allowed in one decoded object: an empty one is one byte on the wire and about 90 in memory."""
+
 _LEAVES = frozenset({int, bytes, str, bool, type(None)})
+
+_ARRAY, _REFUSED = -1, -2
+_ARRAY_HEADERS = {0xDC: 2, 0xDD: 4}
+_BYTES_HEADERS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_NUMBERS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+
+
+def _size(first: int) -> int:
+    """Bytes of the value that begins with `first` if that says so; 0: a length follows; else `_ARRAY`, `_REFUSED`."""
+    if first < 0x80 or first >= 0xE0 or first in (0xC0, 0xC2, 0xC3):
+        return 1
+    if first in _NUMBERS:
+        return 1 + _NUMBERS[first]
+    if 0xA0 <= first <= 0xBF:
+        return 1 + (first & 0x1F)
+    if first in _BYTES_HEADERS:
+        return 0
+    return _ARRAY if 0x90 <= first <= 0x9F or first in _ARRAY_HEADERS else _REFUSED
+
+
+_SIZES = tuple(map(_size, range(256)))
+"""By first byte; maps, floats, extension types and the byte that msgpack never uses are refused."""
 
 
 def encode(obj: Any) -> bytes:
@@ -28,7 +56,7 @@ def encode(obj: Any) -> bytes:
         CodecError: a float, a map, a subclass of an allowed type, an integer out of range, a string
             with lone surrogates, or nesting deeper than `DEPTH_MAX`.
     """
-    _check(obj, None)
+    _check(obj)
     try:
         packed: bytes = msgpack.packb(obj, use_bin_type=True)
     except (OverflowError, ValueError, TypeError) as error:
@@ -49,41 +77,70 @@ def decode(data: bytes, bytes_max: int, elements_max: int = ELEMENTS_MAX) -> Any
     """
     if len(data) > bytes_max:
         raise CodecError(f"{len(data)} bytes where at most {bytes_max} are allowed")
+    _walk(data, elements_max)
     try:
-        # The array limit also bounds what the unpacker allocates ahead for a header that lies.
-        obj = msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=True,
-            max_array_len=elements_max,
-            max_map_len=0,
-            max_ext_len=0,
-            max_str_len=len(data),
-            max_bin_len=len(data),
-        )
+        obj = msgpack.unpackb(data, raw=False, use_list=True)
     except Exception as error:  # the unpacker has no common error class; all of them mean "not ours"
         raise CodecError(f"not decodable: {type(error).__name__}") from error
-    _check(obj, elements_max)
     if msgpack.packb(obj, use_bin_type=True) != data:
         raise CodecError("not canonical: the value has a shorter or different encoding")
     return obj
 
 
-def _check(obj: Any, elements_max: int | None) -> None:
-    """Refuse foreign types, too much depth and too many values, level by level without recursion."""
-    level, count = [obj], 0
-    for _ in range(DEPTH_MAX + 1):
-        count += len(level)
-        if elements_max is not None and count > elements_max:
+def _walk(data: bytes, elements_max: int) -> None:
+    """Refuse forms, depths and counts that are not allowed, and lengths that `data` does not hold; builds nothing."""
+    at, end, count, arrays, due = 0, len(data), 0, 0, 1
+    outer: list[int] = []  # values still due at each level when a deeper one began
+    while True:
+        while not due:
+            if not outer:
+                if at != end:
+                    raise CodecError("bytes after the end")
+                return
+            due = outer.pop()
+        if at >= end:
+            raise CodecError("truncated")
+        count += 1
+        due -= 1
+        if count > elements_max:
             raise CodecError(f"more than {elements_max} values")
+        first = data[at]
+        size = _SIZES[first]
+        if size > 0:
+            at += size
+        elif size == _ARRAY:
+            width = _ARRAY_HEADERS.get(first, 0)
+            outer.append(due)
+            due = int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else first & 0x0F
+            at += 1 + width
+            arrays += 1
+            if arrays > ARRAYS_MAX:
+                raise CodecError(f"more than {ARRAYS_MAX} arrays")
+            if len(outer) > DEPTH_MAX:
+                raise CodecError(f"nested deeper than {DEPTH_MAX}")
+        elif size == 0:
+            width = _BYTES_HEADERS[first]
+            at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
+        else:
+            raise CodecError(f"a value that begins with {first:#04x} has no canonical form")
+        if at > end:
+            raise CodecError("truncated")
+
+
+def _check(obj: Any) -> None:
+    """Refuse foreign types and too much depth, level by level without recursion."""
+    level = [obj]
+    for _ in range(DEPTH_MAX + 1):
         below: list[Any] = []
+        arrays = False
         for value in level:
             kind = type(value)
             if kind is list or kind is tuple:
+                arrays = True
                 below.extend(value)
             elif kind not in _LEAVES:
                 raise CodecError(f"{kind.__name__} has no canonical form")
-        if not below and not any(type(value) in (list, tuple) for value in level):
+        if not arrays:
             return
         level = below
     raise CodecError(f"nested deeper than {DEPTH_MAX}")

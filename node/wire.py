@@ -108,7 +108,7 @@ def encode_announcement(announcement: Announcement) -> bytes:
 def decode_announcement(data: bytes) -> Announcement:
     """Return an announcement; raises WireError."""
     match _decode(data, 128):
-        case [int(height), bytes(block_id)] if height >= 0 and len(block_id) == ID_BYTES:
+        case [int(height), bytes(block_id)] if _integers(height) and len(block_id) == ID_BYTES:
             return Announcement(height, block_id)
     raise WireError("expected [height, block id]")
 
@@ -121,7 +121,9 @@ def encode_range_request(from_height: int, blocks_max: int) -> bytes:
 def decode_range_request(data: bytes) -> tuple[int, int]:
     """Return (from_height, blocks_max); raises WireError."""
     match _decode(data, 64):
-        case [int(from_height), int(blocks_max)] if from_height >= 1 and 1 <= blocks_max <= RANGE_BLOCKS_MAX:
+        case [int(from_height), int(blocks_max)] if (
+            _integers(from_height, blocks_max) and from_height >= 1 and 1 <= blocks_max <= RANGE_BLOCKS_MAX
+        ):
             return from_height, blocks_max
     raise WireError(f"expected [from_height >= 1, 1..{RANGE_BLOCKS_MAX} blocks]")
 
@@ -154,7 +156,7 @@ def encode_block_request(block_id: bytes, known_height: int) -> bytes:
 def decode_block_request(data: bytes) -> tuple[bytes, int]:
     """Return (block id, known height); raises WireError."""
     match _decode(data, 64):
-        case [bytes(block_id), int(known_height)] if len(block_id) == ID_BYTES and known_height >= 0:
+        case [bytes(block_id), int(known_height)] if len(block_id) == ID_BYTES and _integers(known_height):
             return block_id, known_height
     raise WireError("expected [block id, known height]")
 
@@ -167,7 +169,7 @@ def encode_blob_request(blob_digest: bytes, offset: int) -> bytes:
 def decode_blob_request(data: bytes) -> tuple[bytes, int]:
     """Return (digest, offset); raises WireError."""
     match _decode(data, 64):
-        case [bytes(blob_digest), int(offset)] if len(blob_digest) == ID_BYTES and offset >= 0:
+        case [bytes(blob_digest), int(offset)] if len(blob_digest) == ID_BYTES and _integers(offset):
             return blob_digest, offset
     raise WireError("expected [blob digest, offset]")
 
@@ -203,12 +205,15 @@ def decode_storage_receipt(data: bytes) -> StorageReceiptFrame:
             and len(root) in (0, ID_BYTES)
             and len(validator) == ID_BYTES
             and len(signature) == 64
-            and size >= 0
-            and count >= 0
-            and tokens >= 0
+            and _integers(size, count, tokens)
         ):
             return StorageReceiptFrame(blob, size, root, count, tokens, validator, signature)
     raise WireError("expected a storage receipt")
+
+
+def _integers(*values: int) -> bool:
+    """Whether all are integers from 0 up; True and False match `int` in a pattern, and are none."""
+    return all(type(value) is int and value >= 0 for value in values)
 
 
 def _decode(data: bytes, bytes_max: int) -> object:

@@ -14,6 +14,7 @@ from node.ledger.errors import MalformedError
 from node.ledger.openings import Opening, decode_opening, decode_voucher, encode_opening, encode_voucher
 from node.ledger.records import decode_records, encode_records
 from node.ledger.transaction import decode_transaction, encode_transaction
+from tests.profiles import examples
 from tests.unit.node_ledger.test_ledger_transactions import SAMPLES, WORLD, signed
 from tests.unit.node_ledger.world import SALT
 
@@ -55,13 +56,13 @@ def read_once(data: bytes) -> None:
         assert encoder(value) == data
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(st.binary(max_size=300) | VALUES.map(encode))
 def test_arbitrary_bytes_are_refused_or_are_the_canonical_bytes_of_what_they_mean(data: bytes) -> None:
     read_once(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     st.sampled_from(GOOD),
     st.integers(0, 10**6),
@@ -80,7 +81,7 @@ def test_damaged_bytes_are_refused_or_are_the_canonical_bytes_of_something_else(
         read_once(data[:at] + bytes([value]) + data[at:])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50))
 @given(st.lists(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20), min_size=1, max_size=20))
 def test_records_survive_their_blob(records: list[list[int]]) -> None:
     assert decode_records(encode_records(records)) == tuple(map(tuple, records))

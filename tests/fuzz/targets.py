@@ -1,0 +1,187 @@
+"""Every decoder that reads from a peer, a client or a file, with valid inputs out of the golden vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from consensus import messages, safety, types
+from consensus.errors import CodecError
+from node import wire
+from node.ledger import accumulator, batch, block, fields, openings, params, records, state, transaction
+from node.ledger.errors import MalformedError
+from node.ledger.results import SHARES_TOTAL, AuditResult
+from node.network.config import Limits
+from node.network.errors import RemoteProtocolError
+from node.network.framing import FrameDecoder, encode_header
+from tests.fuzz.target import Target
+from tests.vectors import paying, sending
+
+A, B = paying.A, paying.B
+SIGNED_CONTRIBUTION = transaction.encode_transaction(paying.transactions()[2])
+STATE_RECORDS: tuple[object, ...] = (
+    state.Account(5, 2**62),
+    state.Supply(10**15, 1, 2, 3, 4),
+    state.ValidatorSet(paying.GENESIS.validators),
+    state.Head(7, 1_700_000_000_000),
+    state.Datanet(A, "docs", ("CC-BY-4.0", "MIT"), "text", 3, 1, 2, 3),
+    state.Contribution(A, B, A, 3, 8, B, 40, "MIT", 9),
+    state.BaseModel(1, A, "tiny", 4, (A, B)),
+    state.Adapter(2, A, "adapter", B, (A,), b"\x90", A, B, 9, A, 4, (B,)),
+    state.Provider("serves", 10**12, 1, 2, 3, 10**9),
+    state.Inference(
+        6, paying.VOUCHER, A, 2, 2, 3, 4, A, 5, 6, 7, B, 90, 1, ((A, B),), (state.Opened(A, 0, 0),),
+        (AuditResult(0, A, ((A, SHARES_TOTAL),)),), 1, (state.Payout(1, A, 5),), 6, 0, 9,
+    ),
+    state.VoucherSequence(7),
+    state.BatchWindow(3, (5, 6)),
+    state.Draws((state.DrawGroup(1, A, (B,), (A, B)),)),
+    state.Deadlines((state.Deadline(A, 5, 6),)),
+)  # fmt: skip
+
+
+@cache
+def encodings() -> dict[str, bytes]:
+    """Valid bytes of everything that is sent or stored, by the vectors' names."""
+    return {entry.name: entry.data for entry in (*sending.encodings(), *paying.encodings())}
+
+
+def seeds(*prefixes: str) -> tuple[bytes, ...]:
+    return tuple(data for name, data in encodings().items() if name.startswith(prefixes))
+
+
+def _consensus(
+    name: str, module: Any, kind: str, bytes_max: int, valid: tuple[bytes, ...], sender: str = "peer"
+) -> Target:
+    decode, encode = getattr(module, f"decode_{kind}"), getattr(module, f"encode_{kind}")
+    return Target(name, decode, encode, valid, (CodecError,), bytes_max, _file(module), sender)
+
+
+def _ledger(
+    name: str, module: Any, kind: str, bytes_max: int, valid: tuple[bytes, ...], sender: str = "peer"
+) -> Target:
+    decode, encode = getattr(module, f"decode_{kind}"), getattr(module, f"encode_{kind}")
+    return Target(name, decode, encode, valid, (MalformedError,), bytes_max, _file(module), sender)
+
+
+def _wire(
+    name: str, decode: Callable[[bytes], Any], encode: Callable[[Any], bytes], bytes_max: int, *valid: str
+) -> Target:
+    return Target(name, decode, encode, seeds(*valid), (wire.WireError,), bytes_max, _file(wire))
+
+
+def _file(module: Any) -> str:
+    return str(module.__name__).replace(".", "/") + ".py"
+
+
+def consensus_targets() -> list[Target]:
+    """Messages between validators, and what consensus stores."""
+    certificate = types.CERTIFICATE_BYTES_MAX
+    return [
+        _consensus("message", messages, "message", messages.MESSAGE_BYTES_MAX, seeds("message ")),
+        _consensus("block", types, "block", types.BLOCK_BYTES_MAX, seeds("stored block", "stored genesis")),
+        _consensus("proof", types, "proof", certificate, seeds("commit proof")),
+        _consensus("certificates", types, "sync_info", 3 * certificate, seeds("stored certificates"), "disk"),
+        Target(
+            "safety-record",
+            safety.record_from_bytes,
+            safety.SafetyRecord.to_bytes,
+            seeds("safety record", "empty safety record"),
+            (CodecError,),
+            safety.RECORD_BYTES_MAX,
+            _file(safety),
+            "disk",
+        ),
+    ]
+
+
+def ledger_targets() -> list[Target]:
+    """Transactions and what they carry; blobs; receipts; the state."""
+    opening, records_, receipt = seeds("opening"), seeds("records"), seeds("receipt")
+    return [
+        _ledger("transaction", transaction, "transaction", transaction.TRANSACTION_BYTES_MAX, seeds("transaction "), "client, peer"),
+        _ledger("batch", batch, "batch", batch.BATCH_BYTES_MAX, (*seeds("batch"), _large_batch())),
+        _ledger("voucher", openings, "voucher", openings.VOUCHER_BYTES_MAX, seeds("voucher"), "client"),
+        _ledger("opening", openings, "opening", openings.OPENING_BYTES_MAX, opening, "peer (blob)"),
+        _ledger("records", records, "records", records.RECORDS_BYTES_MAX, records_, "client, peer (blob)"),
+        _ledger("receipt", block, "receipt", block.RECEIPT_BYTES_MAX, receipt, "disk"),
+        _ledger("accumulator", accumulator, "accumulator", accumulator.ACCUMULATOR_BYTES_MAX, seeds("accumulator"), "disk"),
+        _ledger("params", params, "params", params.PARAMS_BYTES_MAX, seeds("params"), "disk"),
+        *(_state_record(record) for record in STATE_RECORDS),
+    ]  # fmt: skip
+
+
+def _large_batch() -> bytes:
+    items: tuple[batch.Item, ...] = tuple(
+        (SIGNED_CONTRIBUTION, ((A, bytes(64)), (B, bytes(64)))) for _ in range(20)
+    )
+    return batch.encode_batch(batch.sign_batch(paying.VALIDATOR_SEED, paying.CHAIN, 1, items))
+
+
+def _state_record(record: object) -> Target:
+    cls = type(record)
+
+    def decode(data: bytes) -> Any:
+        return fields.from_bytes(cls, data, state.VALUE_BYTES_MAX)
+
+    valid = (fields.to_bytes(record),)
+    limit, where = state.VALUE_BYTES_MAX, _file(state)
+    return Target(
+        f"state-{cls.__name__}", decode, fields.to_bytes, valid, (MalformedError,), limit, where, "disk"
+    )
+
+
+def wire_targets() -> list[Target]:
+    """Direct frames, gossip, requests and answers."""
+    limits = Limits()
+    return [
+        _wire("transactions", wire.decode_transactions, wire.encode_transactions, wire.TRANSACTIONS_BYTES_MAX, "transactions"),
+        _wire("announcement", wire.decode_announcement, wire.encode_announcement, 128, "announcement"),
+        _wire("range-request", wire.decode_range_request, lambda value: wire.encode_range_request(*value), 64, "range request"),
+        _wire("range", wire.decode_range, wire.encode_range, 2 * wire.RANGE_BYTES_MAX, "range answer"),
+        _wire("block-request", wire.decode_block_request, lambda value: wire.encode_block_request(*value), 64, "block request"),
+        _wire("blob-request", wire.decode_blob_request, lambda value: wire.encode_blob_request(*value), 64, "blob request"),
+        _wire("storage-receipt", wire.decode_storage_receipt, wire.encode_storage_receipt, 512, "storage receipt"),
+        Target(
+            "frames",
+            lambda data: _frames(data, 4096),
+            _unframed,
+            (encode_header(3, 2) + b"ab", encode_header(1, 0) + encode_header(9, 300) + bytes(300), b"\0\0"),
+            (RemoteProtocolError,),
+        ),
+        Target(
+            "direct-stream",
+            lambda data: _frames(data, limits.frame_bytes_max),
+            _unframed,
+            (encode_header(1, len(seeds("message 2")[0])) + seeds("message 2")[0],),
+            (RemoteProtocolError,),
+        ),
+    ]  # fmt: skip
+
+
+def _frames(data: bytes, bytes_max: int) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Frames of a stream that came in pieces, and what is left of an unfinished one."""
+    decoder, found, read = FrameDecoder(bytes_max), [], 0
+    for at in range(0, len(data), 7):
+        for kind, payload in decoder.feed(data[at : at + 7]):
+            found.append((kind, payload))
+            read += 5 + len(payload)
+    if decoder.buffered_bytes != len(data) - read:
+        raise AssertionError("bytes of a stream were lost")
+    return found, data[read:]
+
+
+def _unframed(value: tuple[list[tuple[int, bytes]], bytes]) -> bytes:
+    frames, rest = value
+    return b"".join(encode_header(kind, len(payload)) + payload for kind, payload in frames) + rest
+
+
+@cache
+def targets() -> dict[str, Target]:
+    """All targets by name."""
+    # Those of files and of JSON need torch or a whole ledger; they are imported when they are wanted.
+    from tests.fuzz.documents import document_targets
+
+    made = [*consensus_targets(), *ledger_targets(), *wire_targets(), *document_targets()]
+    return {target.name: target for target in made}
