@@ -1,6 +1,7 @@
 """What certificates do: raise the round, certify blocks, commit. Everything here is already verified."""
 
 from consensus.core import Core
+from consensus.custody import notice_cc, notice_qc, notice_tc
 from consensus.execution import check_committed_claims
 from consensus.messages import SyncMessage
 from consensus.pacemaker import advance, learn_timeout
@@ -12,6 +13,7 @@ def apply_qc(core: Core, qc: QC, source: bytes | None) -> None:
 
     The commit vote that the rule asks for is cast in `consensus.voting` once the block is known.
     """
+    notice_qc(core, qc)
     if qc.round > core.high_qc.round:
         core.high_qc = qc
     # First liveness guard: a QC older than the last TC must not remove it. That TC may be the only one that permits
@@ -58,6 +60,7 @@ def apply_tc(core: Core, tc: TC, *, forward: bool = True) -> None:
     # Second liveness guard: a replayed TC of a past round must not replace the one that permits the current round.
     if tc.round < core.round:
         return
+    notice_tc(core, tc)
     apply_qc(core, tc.high_qc, None)
     core.last_tc = tc
     advance(core, tc.round + 1, by_tc=True)
@@ -68,6 +71,7 @@ def apply_tc(core: Core, tc: TC, *, forward: bool = True) -> None:
 
 def apply_cc(core: Core, cc: CommitCertificate, source: bytes | None) -> None:
     """Commit the block if it is here; otherwise remember the certificate and fetch the block."""
+    notice_cc(core, cc)
     if core.high_cc is None or cc.round > core.high_cc.round:
         core.high_cc = cc
     if cc.round <= core.root.round:

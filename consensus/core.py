@@ -10,7 +10,7 @@ from consensus.leaders import Leaders
 from consensus.messages import TimeoutMessage
 from consensus.outbox import Outbox
 from consensus.recovery import ExecutionResult
-from consensus.safety import SafetyRecord, SafetyRules
+from consensus.safety import ForeignSignature, SafetyRecord, SafetyRules
 from consensus.tree import BlockTree, Node
 from consensus.types import QC, TC, Block, CommitCertificate, CommitProof, CommitVote, SyncInfo, Vote
 from consensus.verify import Context
@@ -90,6 +90,7 @@ class Core:
         }
         self.claims: dict[int, tuple[bytes, ExecutionResult]] = {}
         self.diverged = False
+        self.foreign: ForeignSignature | None = None
         self.beacon_spent = False
 
         self.block_fetches = Fetches(64, 32, config.fetch_retry_ms)

@@ -3,6 +3,7 @@
 from consensus.certificates import apply_cc, apply_qc, apply_tc, certify, commit, want_block
 from consensus.codec import encode
 from consensus.core import ORPHANS_MAX, TREE_BLOCKS_MAX, Core, remember
+from consensus.custody import notice_block
 from consensus.errors import InvalidBlock
 from consensus.messages import BlocksMessage, ProposalMessage
 from consensus.rules import check_child, verify_block
@@ -72,6 +73,7 @@ def on_blocks(core: Core, sender: bytes | None, message: BlocksMessage) -> None:
 
 def add_block(core: Core, block: Block, source: bytes | None) -> None:
     """Put a verified block into the tree, or among the orphans until its parent is here."""
+    notice_block(core, block)
     core.block_fetches.got(block.id)
     if block.id in core.tree or block.round <= core.root.round or block.qc.round < core.root.round:
         return

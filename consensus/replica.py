@@ -35,7 +35,7 @@ from consensus.messages import (
 from consensus.pacemaker import arm, note_activity, round_deadline, round_timer_fired
 from consensus.proposals import on_blocks, on_proposal
 from consensus.recovery import RecoveredState
-from consensus.safety import SafetyRules
+from consensus.safety import ForeignSignature, SafetyRules
 from consensus.sync import fetch_deadline, on_synced, recover, repeat_own, request_missing
 from consensus.timeouts import on_sync, on_timeout, try_timeouts
 from consensus.types import QC, Block, CommitCertificate, CommitProof, SyncInfo, genesis_qc
@@ -260,6 +260,11 @@ class Replica:
     def diverged(self) -> bool:
         """Whether our execution contradicts a committed header: no votes and proposals until it is repaired."""
         return self._core.diverged
+
+    @property
+    def foreign_signature(self) -> ForeignSignature | None:
+        """A signature of our own key that our record does not know: the process must stop, see `consensus.custody`."""
+        return self._core.foreign
 
     def leader(self, round_: int) -> bytes:
         """Validator id of a round's leader."""

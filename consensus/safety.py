@@ -108,6 +108,21 @@ def record_from_bytes(data: bytes) -> SafetyRecord:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignSignature:
+    """A verified signature of our key that we did not make.
+
+    Attributes:
+        kind: "vote", "commit vote", "timeout" or "proposal".
+        round: what it speaks of.
+        known_round: the latest round for which our record knows a signature of that kind; 0 for none.
+    """
+
+    kind: str
+    round: int
+    known_round: int
+
+
 class SafetyRules:
     """Holds the key. Refuses with `SafetyRefusal`; verifies the certificates it relies on itself.
 

@@ -3,6 +3,7 @@
 from consensus.certificates import apply_cc, apply_qc, apply_tc
 from consensus.codec import encode
 from consensus.core import ROUNDS_AHEAD_MAX, Core
+from consensus.custody import notice_statement
 from consensus.errors import InvalidCertificate, InvalidSignature
 from consensus.messages import SyncMessage, TimeoutMessage
 from consensus.pacemaker import cast_timeout, help_laggard
@@ -36,6 +37,7 @@ def on_timeout(core: Core, sender: bytes | None, message: TimeoutMessage) -> Non
 def count_timeout(core: Core, author: int, message: TimeoutMessage) -> None:
     """Add a verified timeout message of a current or later round."""
     timeout = message.timeout
+    notice_statement(core, author, timeout)
     earlier = core.timeouts.add(timeout.round, author, timeout.high_qc_round, message)
     if earlier is not None:
         evidence = (encode(earlier.timeout.to_obj()), encode(timeout.to_obj()))

@@ -3,6 +3,7 @@
 from consensus.certificates import apply_cc, apply_qc
 from consensus.codec import encode
 from consensus.core import ROUNDS_AHEAD_MAX, ROUNDS_BEHIND_MAX, Core
+from consensus.custody import notice_statement
 from consensus.effects import Diverged
 from consensus.errors import InvalidCertificate, InvalidSignature, SafetyRefusal
 from consensus.execution import Claim, claimed, compare
@@ -105,6 +106,7 @@ def on_vote(core: Core, vote: Vote) -> None:
 
 def count_vote(core: Core, author: int, vote: Vote) -> None:
     """Add a verified vote; a quorum makes a QC."""
+    notice_statement(core, author, vote)
     earlier = core.votes.add(vote.round, author, _vote_statement(vote), vote)
     if earlier is not None:
         evidence = (encode(earlier.to_obj()), encode(vote.to_obj()))
@@ -141,6 +143,7 @@ def on_commit_vote(core: Core, sender: bytes | None, message: CommitVoteMessage)
 
 def count_commit_vote(core: Core, author: int, vote: CommitVote) -> None:
     """Add a verified commit vote; a quorum makes a CC."""
+    notice_statement(core, author, vote)
     statement = (vote.block_id, vote.height)
     earlier = core.commit_votes.add(vote.round, author, statement, vote)
     if earlier is not None:

@@ -31,10 +31,14 @@ from consensus.replica import Replica
 from consensus.types import Block
 from node.clock import now_ms
 from node.storage.chain import ChainStore
+from node.storage.errors import SigningKeyElsewhere
 
 log = structlog.get_logger(__name__)
 
 PEER_INPUTS_MAX = 8192
+
+SIGNING_TIMERS = (TimerKind.ROUND, TimerKind.PROPOSE)
+"""What makes the replica sign of its own accord: give up on a leader, and propose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,16 @@ class DriverPorts:
 
 
 class Driver:
-    """Runs one replica. Construct, then run `run` in the daemon's nursery."""
+    """Runs one replica. Construct, then run `run` in the daemon's nursery.
 
-    def __init__(self, replica: Replica, store: ChainStore, ports: DriverPorts) -> None:
+    A validator whose key may have signed before listens first: for `listen_ms` it answers what others send but starts nothing by
+    itself. Were another process using its key, or its whole home an old copy, then this shows in what others send
+    (`Replica.foreign_signature`), and the daemon ends before a further signature leaves.
+    """
+
+    def __init__(
+        self, replica: Replica, store: ChainStore, ports: DriverPorts, *, listen_ms: int = 0
+    ) -> None:
         self.replica = replica
         self.diverged: Diverged | None = None
         self.stalled = False
@@ -74,6 +85,9 @@ class Driver:
         self._done: dict[int, trio.Event] = {}  # by identity of an input that waits in `_own`
         self._peers: deque[MessageReceived] = deque()
         self._timers: dict[TimerKind, int] = {}
+        self._listen_ms = listen_ms
+        self._listen_until_ms = 0
+        self._request: RequestPayload | None = None  # came while listening; the newest one counts
         self._wake = trio.Event()
         self._disk = trio.CapacityLimiter(1)
 
@@ -98,12 +112,23 @@ class Driver:
         return True
 
     async def run(self) -> None:
-        """Step the replica for ever; a failure to persist ends the daemon, for nothing may be signed after it."""
-        self.tell(Started(now_ms()))
+        """Step the replica for ever; a failure to persist ends the daemon, for nothing may be signed after it.
+
+        Raises StorageError from the disk, and SigningKeyElsewhere once our key turns out to be used by someone else.
+        """
+        start_ms = now_ms()
+        if self._listen_ms:
+            self._listen_until_ms = start_ms + self._listen_ms
+        self._own.appendleft(Started(start_ms))  # before what other tasks told already
         while True:
             await trio.lowlevel.checkpoint()  # a flood of inputs must not starve the other tasks
             event = await self._next()
-            for effect in self.replica.step(event):
+            effects = self.replica.step(event)
+            if (found := self.replica.foreign_signature) is not None:
+                # Before any of the effects: they may hold a signature that contradicts the other's.
+                self._store.disown(found)
+                raise SigningKeyElsewhere(found)
+            for effect in effects:
                 await self._perform(effect)
             if (done := self._done.pop(id(event), None)) is not None:
                 done.set()
@@ -118,10 +143,13 @@ class Driver:
             if self._own:
                 return self._own.popleft()
             now = now_ms()
-            due = min(self._timers, key=lambda kind: (self._timers[kind], kind), default=None)
-            if due is not None and self._timers[due] > now:
+            if self._request is not None and now >= self._listen_until_ms:
+                request, self._request = self._request, None
+                return PayloadOffered(request.round, self._ports.offer_payload(request), now)
+            due = min(self._timers, key=lambda kind: (self._due_ms(kind), kind), default=None)
+            if due is not None and self._due_ms(due) > now:
                 due = None
-            if self._peers and (due is None or self._peers[0].now_ms <= self._timers[due]):
+            if self._peers and (due is None or self._peers[0].now_ms <= self._due_ms(due)):
                 return self._peers.popleft()
             if due is not None:
                 del self._timers[due]
@@ -130,8 +158,15 @@ class Driver:
             with trio.move_on_after(self._seconds_to_timer(now)):
                 await self._wake.wait()
 
+    def _due_ms(self, kind: TimerKind) -> int:
+        at_ms = self._timers[kind]
+        return max(at_ms, self._listen_until_ms) if kind in SIGNING_TIMERS else at_ms
+
     def _seconds_to_timer(self, now: int) -> float:
-        return min((max(at - now, 0) / 1000 for at in self._timers.values()), default=float("inf"))
+        times = [self._due_ms(kind) for kind in self._timers]
+        if self._request is not None:
+            times.append(self._listen_until_ms)
+        return min((max(at_ms - now, 0) / 1000 for at_ms in times), default=float("inf"))
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
@@ -146,6 +181,8 @@ class Driver:
                 self._ports.deliver(blocks)
             case SetTimer(kind, at_ms):
                 self._set_timer(kind, at_ms)
+            case RequestPayload() if now_ms() < self._listen_until_ms:
+                self._request = effect
             case RequestPayload(round_):
                 self.tell(PayloadOffered(round_, self._ports.offer_payload(effect), now_ms()))
             case FetchPayload():

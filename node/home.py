@@ -4,11 +4,12 @@
 
     HOME/config.toml            node.config
     HOME/genesis.json           the chain (node.ledger.genesis)
-    HOME/keys/node.key          libp2p identity            } 0600, a 32-byte seed
-    HOME/keys/account.key       the operator's account     } as lowercase hex
+    HOME/keys/node.key          libp2p identity            } 0600, a 32-byte seed,
+    HOME/keys/account.key       the operator's account     } encrypted (`node.keystore`) or plain
     HOME/keys/consensus.key     validators only: votes     }
     HOME/keys/beacon.key        validators only: beacon    }
     HOME/keys/consensus.used    validators only: the chain on which the key may have signed
+    HOME/safety.guard           validators only: what the key signed last; never to be restored from a backup
     HOME/accounts/NAME.key      accounts of the command line, same format
     HOME/data/                  LevelDB
     HOME/blobs/  HOME/artefacts/  HOME/logs/
@@ -67,6 +68,11 @@ class Home:
     def consensus_used_path(self) -> Path:
         """The chain id (hex) on which the consensus key may have signed; it outlives the database."""
         return self.root / "keys" / "consensus.used"
+
+    @property
+    def safety_guard_path(self) -> Path:
+        """The second, synced note of what the consensus key signed last (`node.storage.guard`)."""
+        return self.root / "safety.guard"
 
     @property
     def beacon_key_path(self) -> Path:

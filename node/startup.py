@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+
 from consensus.config import ConsensusConfig
 from consensus.core import RESULTS_MAX
 from consensus.errors import CodecError
@@ -14,13 +16,17 @@ from node.config import Config
 from node.directory import Identity
 from node.errors import ConfigInvalid
 from node.home import Home, write_atomic
-from node.keys import load_seed
+from node.keys import PlainKey, check_folder, load_seed, read_key
 from node.ledger.accumulator import Accumulator, accumulator_root, encode_accumulator
 from node.ledger.genesis import Genesis, chain_id, genesis_from_dict, genesis_state
 from node.ledger.lthash import lthash_of, state_digest
 from node.ledger.state import ValidatorSet
+from node.passphrase import node_unlock
 from node.storage.chain import ChainStore, ExecutedHead
 from node.storage.errors import SafetyRecordUnusable, StorageError
+from node.storage.guard import SafetyGuard, first_mark
+
+log = structlog.get_logger(__name__)
 
 GENESIS_BYTES_MAX = 4 << 20
 
@@ -29,24 +35,33 @@ BEACON_REVEALS = 1 << 18
 
 
 def load_identity(home: Home, config: Config) -> Identity:
-    """Read this node's keys; raises KeyFileInvalid."""
+    """Read this node's keys, plain or encrypted; raises KeyFileInvalid, PassphraseInvalid."""
     validator = config.node.validator
+    unlock = node_unlock(home.root, config.keys.passphrase_file)
+    check_folder(home.node_key_path.parent)
+    if isinstance(read_key(home.node_key_path), PlainKey):
+        log.info(
+            "keys_in_the_clear",
+            folder=str(home.node_key_path.parent),
+            remedy="openledger keys encrypt --node",
+        )
     return Identity(
-        node_seed=load_seed(home.node_key_path),
-        account_seed=load_seed(home.account_key_path),
-        consensus_seed=load_seed(home.consensus_key_path) if validator else None,
-        beacon_seed=load_seed(home.beacon_key_path) if validator else None,
+        node_seed=load_seed(home.node_key_path, unlock),
+        account_seed=load_seed(home.account_key_path, unlock),
+        consensus_seed=load_seed(home.consensus_key_path, unlock) if validator else None,
+        beacon_seed=load_seed(home.beacon_key_path, unlock) if validator else None,
     )
 
 
 def load_genesis(home: Home) -> Genesis:
     """Read the chain's genesis; raises ConfigInvalid, GenesisError, ParameterError."""
-    data = home.genesis_path.read_bytes()
+    with home.genesis_path.open("rb") as file:
+        data = file.read(GENESIS_BYTES_MAX + 1)
     if len(data) > GENESIS_BYTES_MAX:
-        raise ConfigInvalid(str(home.genesis_path), f"at most {GENESIS_BYTES_MAX} bytes", len(data))
+        raise ConfigInvalid(str(home.genesis_path), f"at most {GENESIS_BYTES_MAX} bytes")
     try:
         values: Any = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigInvalid(str(home.genesis_path), f"JSON ({error})") from error
     if not isinstance(values, Mapping):
         raise ConfigInvalid(str(home.genesis_path), "a JSON object")
@@ -101,11 +116,28 @@ def refuse_lost_record(home: Home, store: ChainStore, chain: bytes) -> None:
         )
 
 
-def mark_key_used(home: Home, chain: bytes) -> None:
-    """Note, outside the database, that this home's consensus key may sign on the chain from now on."""
-    path = home.consensus_used_path
-    if not path.is_file() or path.read_text().strip() != chain.hex():
-        write_atomic(path, f"{chain.hex()}\n".encode())
+def guard_record(home: Home, store: ChainStore, chain: bytes, epoch: int) -> None:
+    """Let the key sign from now on, with its guard outside the database, unless the two disagree.
+
+    Raises SafetyRecordUnusable where the database's safety record is older than what the guard saw, or either is lost.
+    """
+    used, path = home.consensus_used_path, home.safety_guard_path
+    was_used = used.is_file() and used.read_text().strip() == chain.hex()
+    record = _safety_record(store, epoch)
+    guard = SafetyGuard(path) if path.is_file() else None
+    if guard is None or guard.mark.chain_id != chain:
+        if was_used or record is not None:
+            raise SafetyRecordUnusable(
+                f"{path}, the second note of what this key signed on this chain, is missing",
+                "bring the file back as it was when this daemon last stopped, or join with a new key",
+            )
+        write_atomic(path, first_mark(chain, epoch))
+        guard = SafetyGuard(path)
+    guard.check(None if record is None else record.to_bytes(), str(home.data_path))
+    # Last: it says that the guard exists.
+    if not was_used:
+        write_atomic(used, f"{chain.hex()}\n".encode())
+    store.guard = guard
 
 
 def _safety_record(store: ChainStore, epoch: int) -> SafetyRecord | None:

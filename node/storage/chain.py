@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from consensus import codec
 from consensus.effects import Persist
+from consensus.safety import ForeignSignature
 from consensus.types import (
     Block,
     CommitProof,
@@ -27,6 +28,7 @@ from consensus.types import (
 )
 from node.storage.database import Database
 from node.storage.errors import StorageError
+from node.storage.guard import SafetyGuard
 
 OUTCOME_BYTES_MAX = 64 << 20
 _SAFETY = b"msafety"
@@ -60,9 +62,13 @@ class Outcome:
 
 
 class ChainStore:
-    """Typed access to a node's database; every method is one point read or one atomic write."""
+    """Typed access to a node's database; every method is one point read or one atomic write.
+
+    `guard`, set for a validator, is told of each safety record once the database has it and before `persist` returns.
+    """
 
     def __init__(self, database: Database) -> None:
+        self.guard: SafetyGuard | None = None
         self._db = database
 
     # --- genesis ---
@@ -88,7 +94,7 @@ class ChainStore:
     # --- consensus ---
 
     def persist(self, effect: Persist) -> None:
-        """Perform a replica's `Persist`: one atomic write."""
+        """Perform a replica's `Persist`: one atomic write; a safety record is also noted in the guard, after it."""
         changes: dict[bytes, bytes | None] = {}
         if effect.record is not None:
             changes[_SAFETY] = effect.record
@@ -113,6 +119,14 @@ class ChainStore:
             changes[_REVEALS] = codec.encode([[count, reveal] for count, reveal in effect.reveals])
         if changes:
             self._db.write(changes, sync=effect.sync)
+        if effect.record is not None and self.guard is not None:
+            # After the database: a crash in between leaves the record ahead of the guard, which is no rollback.
+            self.guard.note(effect.record)
+
+    def disown(self, found: ForeignSignature) -> None:
+        """Note a signature of this key that its record does not know: no later start may go on from that record."""
+        if self.guard is not None:
+            self.guard.note_foreign(found)
 
     def safety_record(self) -> bytes | None:
         """Return the stored safety record's bytes."""

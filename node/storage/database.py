@@ -10,7 +10,13 @@ from pathlib import Path
 
 import plyvel
 
-from node.storage.errors import DatabaseCorrupt, DatabaseInUse, StorageError
+from node.storage.errors import (
+    DatabaseCorrupt,
+    DatabaseInUse,
+    DatabaseNotWritable,
+    DatabaseUnreadable,
+    StorageError,
+)
 
 # LevelDB keeps this much in memory before it writes a table; small, since a node's state is small.
 WRITE_BUFFER_BYTES = 8 << 20
@@ -21,9 +27,12 @@ class Database:
     """Bytes to bytes, ordered by key. Safe to call from several threads (LevelDB locks inside)."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the database at `path`; raises DatabaseInUse or DatabaseCorrupt."""
+        """Open or create the database at `path`; raises DatabaseInUse, DatabaseCorrupt, or StorageError."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not (path / "CURRENT").exists() and (any(path.glob("*.log")) or any(path.glob("*.ldb"))):
+            # LevelDB would take the folder for a new database, and delete what it finds there.
+            raise DatabaseCorrupt(path, "its file CURRENT is missing")
         try:
             self._db = plyvel.DB(
                 str(path),
@@ -37,7 +46,9 @@ class Database:
         except plyvel.IOError as error:
             if "lock" in str(error).lower():
                 raise DatabaseInUse(path) from error
-            raise StorageError(f"cannot open {path}: {error}") from error
+            raise StorageError(
+                f"cannot open {path}: {error}; is the disk full, or is the folder another user's?"
+            ) from error
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None."""
@@ -45,6 +56,8 @@ class Database:
             value: bytes | None = self._db.get(key, verify_checksums=True)
         except plyvel.CorruptionError as error:
             raise DatabaseCorrupt(self.path, str(error)) from error
+        except plyvel.IOError as error:
+            raise DatabaseUnreadable(self.path, str(error)) from error
         return value
 
     def write(self, changes: Mapping[bytes, bytes | None], *, sync: bool) -> None:
@@ -59,13 +72,19 @@ class Database:
         except plyvel.CorruptionError as error:
             raise DatabaseCorrupt(self.path, str(error)) from error
         except plyvel.IOError as error:
-            raise StorageError(f"cannot write to {self.path}: {error}; is the disk full?") from error
+            raise DatabaseNotWritable(self.path, str(error)) from error
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key without the prefix, value) in key order."""
-        with self._db.iterator(prefix=prefix) as rows:
-            for key, value in rows:
-                yield key[len(prefix) :], value
+        """Yield (key without the prefix, value) in key order; raises DatabaseCorrupt."""
+        try:
+            # Iterators, unlike point reads above, would believe a block whose checksum is wrong.
+            with self._db.iterator(prefix=prefix, verify_checksums=True) as rows:
+                for key, value in rows:
+                    yield key[len(prefix) :], value
+        except plyvel.CorruptionError as error:
+            raise DatabaseCorrupt(self.path, str(error)) from error
+        except plyvel.IOError as error:
+            raise DatabaseUnreadable(self.path, str(error)) from error
 
     def close(self) -> None:
         """Release the lock; further calls fail."""

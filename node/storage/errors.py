@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from consensus.safety import ForeignSignature
+
 
 class StorageError(Exception):
     """A fault of the disk or of what lies on it; the message says what to do."""
@@ -26,6 +28,29 @@ class DatabaseCorrupt(StorageError):
         )
 
 
+class DatabaseUnreadable(StorageError):
+    """The system cannot read a file of the database."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path} cannot be read ({detail}); check the disk and the limit of open files, then restart; if a file "
+            "is cut short or gone for good, move it away and restart to sync again, but never restart a validator "
+            "without its own safety record"
+        )
+
+
+class DatabaseNotWritable(StorageError):
+    """The system refused a write; nothing was signed on the strength of it."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        self.path = path
+        super().__init__(
+            f"cannot write to {path}: {detail}; is the disk full? Make room and start again: "
+            "what was committed is there, and nothing was signed since"
+        )
+
+
 class SafetyRecordUnusable(StorageError):
     """A validator's safety record is lost, damaged or not of this chain's epoch; without it nothing may be signed."""
 
@@ -35,6 +60,19 @@ class SafetyRecordUnusable(StorageError):
         super().__init__(
             f"{problem}; a validator that signs without its own safety record may contradict itself and lose its "
             f"stake: {remedy}"
+        )
+
+
+class SigningKeyElsewhere(StorageError):
+    """Somebody else signs with this validator's key, or its whole home is an old copy."""
+
+    def __init__(self, found: ForeignSignature) -> None:
+        self.found = found
+        super().__init__(
+            f"a {found.kind} of round {found.round} carries this validator's signature, but its own record ends at "
+            f"round {found.known_round}: another daemon signs with the same key, or this home is an old copy; nothing "
+            "more is signed here. Keep only the home that signed last, never start this one again as a validator, "
+            "or join with a new key"
         )
 
 
@@ -54,6 +92,18 @@ class BlobQuotaExceeded(StorageError):
         self.kept_bytes = kept_bytes
         self.bytes_max = bytes_max
         super().__init__(f"the blob store holds {kept_bytes} bytes of {bytes_max}; nothing more is taken")
+
+
+class LooseQuotaExceeded(BlobQuotaExceeded):
+    """One owner's blobs that no executed transaction names have reached their limit; an empty owner is nobody yet."""
+
+    def __init__(self, owner: bytes, kept_bytes: int, bytes_max: int) -> None:
+        super().__init__(kept_bytes, bytes_max)
+        self.owner = owner
+        whose = f"of {owner.hex()}" if owner else "that no transaction names"
+        self.args = (
+            f"{kept_bytes} bytes of blobs {whose} wait here and at most {bytes_max} may; wait until they are used or expire",
+        )
 
 
 class BlobDigestMismatch(StorageError):

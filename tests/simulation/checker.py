@@ -68,6 +68,17 @@ class Checker:
         if earlier != statement:
             raise Violation(f"an honest key signed two different {kind}s in round {round_}")
 
+    def top(self) -> int:
+        """The greatest height that anybody committed."""
+        return max(self.agreed, default=0)
+
+    def kept(self, node: int, height: int) -> None:
+        """Require that a node has again, or still, what anybody had committed up to `height`."""
+        if self.tips[node][0] < height:
+            raise Violation(
+                f"node {node} stands at height {self.tips[node][0]}; {height} was committed and is lost"
+            )
+
     def alive(self, node: int, height_at_heal: int, growth_min: int) -> None:
         """Require that a node's chain grew by at least `growth_min` blocks since the network healed."""
         height = self.tips[node][0]

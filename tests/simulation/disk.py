@@ -19,6 +19,7 @@ class Image:
     proofs: dict[int, CommitProof] = field(default_factory=dict)
     reveals: tuple[tuple[int, bytes], ...] = ()
     executed: tuple[ExecutionResult, ...] = ()
+    batches: frozenset[bytes] = frozenset()
 
 
 class Disk:
@@ -57,6 +58,10 @@ class Disk:
     def write_result(self, result: ExecutionResult) -> None:
         """Store one execution result, unsynced."""
         self._append(replace(self.now, executed=(*self.now.executed, result)), False)
+
+    def write_batch(self, batch: bytes) -> None:
+        """Store a batch, unsynced: the next synced write covers it."""
+        self._append(replace(self.now, batches=self.now.batches | {batch}), False)
 
     def _append(self, image: Image, sync: bool) -> None:
         self.images = [image] if sync else [*self.images, image]

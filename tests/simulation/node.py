@@ -1,5 +1,6 @@
 """A simulated process around a replica: performs its effects on virtual disk, network, mempool and ledger."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from consensus.digest import digest
@@ -42,6 +43,7 @@ from consensus.replica import Replica
 from consensus.sync import SYNC_BLOCKS_MAX
 from consensus.types import Block
 from tests.simulation.checker import Violation
+from tests.simulation.deaths import EVERYTHING, Death, Manner
 from tests.simulation.disk import Disk
 
 if TYPE_CHECKING:
@@ -60,7 +62,6 @@ class Node:
         self.slot = slot
         self.key_index = key_index
         self.disk = Disk(world.genesis)
-        self.batches: set[bytes] = set()
         self.done: set[bytes] = set()
         self.replica: Replica | None = None
         self.incarnation = 0
@@ -72,6 +73,11 @@ class Node:
         self.inbox: list[Input] = []
         self.busy = False
         self.reports: list[Effect] = []
+
+    @property
+    def batches(self) -> frozenset[bytes]:
+        """Batches stored here; a crash takes those back that no later sync covered."""
+        return self.disk.now.batches
 
     @property
     def key(self) -> bytes:
@@ -108,21 +114,68 @@ class Node:
         self.dead = True
 
     def feed(self, event: Input) -> None:
-        """Step the replica and perform its effects; a planned crash may cut them short anywhere."""
+        """Step the replica and perform its effects, to the end or to its own."""
         self.inbox.append(event)
         if self.busy:
             return
         self.busy = True
         while self.inbox and self.replica is not None:
-            effects = self.replica.step(self.inbox.pop(0))
+            effects = self.in_order(self.replica.step(self.inbox.pop(0)))
             self.world.counts["steps"] += 1
-            cut = self.world.crash_point(self, len(effects))
-            for effect in effects if cut is None else effects[:cut]:
+            self.check_key()
+            death = self.world.death(self, effects)
+            if death is not None:
+                self.die(effects, death)
+                break
+            for effect in effects:
                 self.perform(effect)
-            if cut is not None:
-                self.world.crash(self)
         self.inbox.clear()
         self.busy = False
+
+    def in_order(self, effects: list[Effect]) -> list[Effect]:
+        """The order in which this driver performs effects; a broken one has another."""
+        return effects
+
+    def die(self, effects: list[Effect], death: Death) -> None:
+        """Do what is done of a step that this process does not outlive, then end it."""
+        sends = [effect for effect in effects if isinstance(effect, Send)]
+        reached = 0
+        for effect in effects:
+            match effect:
+                case Persist():
+                    if death.manner in (Manner.BEFORE_WRITE, Manner.TORN_WRITE):
+                        break
+                    unsynced = death.manner in (Manner.LOST_WRITE, Manner.WRITTEN)
+                    self.perform(replace(effect, sync=False) if unsynced else effect)
+                    if unsynced or death.manner is Manner.SYNCED:
+                        break
+                case Send():
+                    reached += 1
+                    if death.manner is Manner.SOME_SENT and 2 * reached > len(sends):
+                        self.send_to_some(effect)
+                        break
+                    self.perform(effect)
+                case _:
+                    break
+        # A kill leaves the system with all that it was given; a torn record lies behind all earlier ones.
+        whole = death.manner in (Manner.TORN_WRITE, Manner.WRITTEN)
+        lost = len(self.disk.images) - 2 if death.manner is Manner.LOST_WRITE else EVERYTHING
+        kept = EVERYTHING if whole else min(death.kept, max(0, lost))
+        self.world.die(self, kept, everywhere=death.everywhere)
+
+    def send_to_some(self, effect: Send) -> None:
+        """Begin to send: the first half of the receivers get it."""
+        world = self.world
+        self.check_durable(effect.message)
+        world.checker.sent(self.key, effect.message)
+        receivers = world.targets(self.slot, None if effect.to is None else world.index_of(effect.to))
+        for slot in receivers[: (len(receivers) + 1) // 2]:
+            world.transmit(self.slot, slot, effect.message)
+
+    def check_key(self) -> None:
+        """Nobody else holds an honest node's key: it must never find a signature that it does not remember."""
+        if self.honest and self.replica is not None and self.replica.foreign_signature is not None:
+            raise Violation(f"node {self.slot} does not remember its {self.replica.foreign_signature}")
 
     def later(self, delay_ms: int, event: Input) -> None:
         """Feed an input after a delay, if this process still lives then."""
@@ -205,8 +258,10 @@ class Node:
         self.world.at(max(at_ms - self.world.skew[self.slot], self.world.now + 1), fire)
 
     def add_batch(self, batch: bytes) -> None:
-        """Store a batch, durable at once, and tell the replica."""
-        self.batches.add(batch)
+        """Store a batch, as unsynced as in a node, and tell the replica; a dead process takes none."""
+        if self.replica is None:
+            return
+        self.disk.write_batch(batch)
         self.feed(PayloadAvailable(batch, self.world.clock(self.slot)))
         self.note_pending()
         self.execute_next()

@@ -14,13 +14,14 @@ from consensus.beacon import BeaconChain
 from consensus.config import ConsensusConfig
 from consensus.crypto import Verifier
 from consensus.digest import digest
-from consensus.effects import Diverged
+from consensus.effects import Diverged, Effect
 from consensus.messages import Message, decode_message, encode_message
 from consensus.replica import Replica
 from consensus.types import genesis_block
 from consensus.validators import Validator, make_validator_set
 from tests.simulation.byzantine import Equivocator, StaleClaimer
 from tests.simulation.checker import Checker, Violation
+from tests.simulation.deaths import Death, Fate, RandomFate
 from tests.simulation.node import Node
 
 CONFIG = ConsensusConfig(
@@ -53,7 +54,7 @@ class Schedule:
         delay_ms_max: longest delay of a message while the network is bad.
         partitions: how many, spread over the bad time.
         crashes: how many honest crashes, spread over the bad time.
-        crash_in_step: chance per step, in 1/10000, of a crash between two effects of the step.
+        crash_in_step: chance per step with a write, in 1/10000, of an end in one of the manners of `deaths.Manner`.
         batches: payload batches born during the run.
         skew_ms_max: how far clocks may lie apart.
     """
@@ -93,7 +94,7 @@ def draw_schedule(seed: int, run: int) -> Schedule:
         delay_ms_max=rng.choice((5, 20, 100, 400)),
         partitions=rng.choice((0, 1, 3)) if rough else 0,
         crashes=rng.choice((0, 1, 4)) if rough else 0,
-        crash_in_step=rng.choice((0, 0, 50)) if rough else 0,
+        crash_in_step=rng.choice((0, 100, 500)) if rough else 0,
         batches=rng.choice((0, 5, 25)),
         skew_ms_max=rng.choice((0, 50, 500)),
     )
@@ -107,10 +108,15 @@ _BEACONS = [BeaconChain(digest("simulated-beacon", seed), BEACON_LENGTH) for see
 class World:
     """Clock, network and fate of one run."""
 
-    def __init__(self, schedule: Schedule, config: ConsensusConfig = CONFIG) -> None:
+    def __init__(
+        self, schedule: Schedule, config: ConsensusConfig = CONFIG, honest_kind: type[Node] = Node
+    ) -> None:
         self.schedule = schedule
         self.config = config
         self.rng = random.Random(f"world {schedule.name}")
+        self.fate: Fate = RandomFate(schedule.crash_in_step, self.rng)
+        self.honest_kind = honest_kind
+        self.restart_ms_max = 1_500
         self.now = START_MS
         self.healed = False
         self.counts: Counter[str] = Counter()
@@ -143,10 +149,11 @@ class World:
 
     def _make_nodes(self) -> list[Node]:
         size, misdeed = self.schedule.validators, self.schedule.misdeed
-        kinds = {"none": Node, "equivocator": Equivocator, "stale-claimer": StaleClaimer}
-        nodes: list[Node] = [Node(self, slot, slot) for slot in range(size - 1)]
+        honest = self.honest_kind
+        kinds = {"none": honest, "equivocator": Equivocator, "stale-claimer": StaleClaimer}
+        nodes: list[Node] = [honest(self, slot, slot) for slot in range(size - 1)]
         nodes.append(kinds[misdeed](self, size - 1, size - 1))
-        nodes.extend(Node(self, size + i, None) for i in range(self.schedule.observers))
+        nodes.extend(honest(self, size + i, None) for i in range(self.schedule.observers))
         if misdeed == "equivocator":
             nodes.append(Equivocator(self, self.twin_base, size - 1))
         return nodes
@@ -183,11 +190,13 @@ class World:
             self.at(born, partial(self._new_batch, number))
         self.at(heal_ms, self._heal)
         self._run_until(heal_ms + 1)
+        top = self.checker.top()
         heights = {node.slot: self.checker.tips.get(node.slot, (0, b""))[0] for node in self.nodes}
         self._run_until(heal_ms + schedule.calm_ms)
         for node in self.nodes:
             if node.honest:
                 self.checker.alive(node.slot, heights[node.slot], 3)
+                self.checker.kept(node.slot, top)
         tips = [self.checker.tips[node.slot][0] for node in self.nodes if node.honest]
         if max(tips) - min(tips) > 6:
             raise Violation(f"honest nodes end far apart: heights {tips}")
@@ -221,21 +230,28 @@ class World:
             verifier=_VERIFIER,
         )
 
-    def crash_point(self, node: Node, effects: int) -> int | None:
-        """Decide whether a step is cut short by a crash, and after how many effects."""
-        if self.healed or not node.honest or not effects or not self.schedule.crash_in_step:
-            return None
-        if self.rng.randrange(10_000) >= self.schedule.crash_in_step:
-            return None
-        return self.rng.randint(0, effects)
+    def death(self, node: Node, effects: list[Effect]) -> Death | None:
+        """Decide whether, and how, a process ends in the step whose effects these are."""
+        return None if self.healed or not node.honest else self.fate(node, effects)
 
-    def crash(self, node: Node) -> None:
-        """Kill a node now; it comes back later."""
+    def die(self, node: Node, kept: int, *, everywhere: bool) -> None:
+        """End one process, or all at once; all have come back a while later."""
+        self.counts["ends at a write"] += 1
+        self.crash(node, kept)
+        if everywhere:
+            self.counts["power cuts"] += 1
+            for other in self.nodes:
+                self.crash(other, kept)
+
+    def crash(self, node: Node, kept: int | None = None) -> None:
+        """Kill a node now, with so many of its unsynced writes kept; it comes back later."""
         if node.replica is None or self.healed:
             return
         self.counts["crashes"] += 1
-        node.crash(self.rng.randint(0, 4))
-        self.after(self.rng.randint(10, 1_500), lambda: node.start() if node.replica is None else None)
+        node.crash(self.rng.randint(0, 4) if kept is None else kept)
+        self.after(
+            self.rng.randint(10, self.restart_ms_max), lambda: node.start() if node.replica is None else None
+        )
 
     def _heal(self) -> None:
         self.healed = True
@@ -354,6 +370,9 @@ class World:
         """A batch is born at one node and spreads to the others, some late, some never by themselves."""
         batch = digest("simulated-batch", f"{self.schedule.name} {number}".encode())
         origin = self.rng.randrange(self.schedule.validators)
+        if self.nodes[origin].replica is None:
+            self.after(100, partial(self._new_batch, number))
+            return
         self.nodes[origin].add_batch(batch)
         for node in self.nodes:
             if node.slot != origin and not self.cut(origin, node.slot):

@@ -19,11 +19,13 @@ from consensus.inputs import (
 )
 from consensus.messages import SyncMessage, encode_message
 from consensus.replica import Replica
+from consensus.safety import ForeignSignature
 from consensus.types import SyncInfo, genesis_block, genesis_qc
 from node import driver as driver_module
 from node.clock import now_ms
 from node.driver import Driver, DriverPorts
 from node.storage.chain import ChainStore
+from node.storage.errors import SigningKeyElsewhere
 
 GENESIS = genesis_block(b"c" * 32, b"s" * 32)
 MESSAGE = SyncMessage(SyncInfo(genesis_qc(GENESIS), None, None))
@@ -34,12 +36,16 @@ class Script:
 
     def __init__(self, answer: Callable[[Input], list[Effect]]) -> None:
         self.answer = answer
+        self.foreign_signature: ForeignSignature | None = None
         self.inputs: list[Input] = []
         self.done: list[object] = []
 
     def step(self, event: Input) -> list[Effect]:
         self.inputs.append(event)
         return self.answer(event)
+
+    def disown(self, found: ForeignSignature) -> None:
+        self.done.append(("disown", found))
 
     def persist(self, effect: Persist) -> None:
         self.done.append("persist synced" if effect.sync else "persist")
@@ -58,7 +64,7 @@ def persist(*, sync: bool) -> Persist:
     )
 
 
-def make(script: Script) -> Driver:
+def make(script: Script, listen_ms: int = 0) -> Driver:
     ports = DriverPorts(
         send=lambda to, message: script.done.append(("send", to, message)),
         deliver=lambda blocks: script.done.append(("deliver", blocks)),
@@ -68,7 +74,7 @@ def make(script: Script) -> Driver:
         behind=script.done.append,
         misbehaved=script.done.append,
     )
-    return Driver(cast("Replica", script), cast("ChainStore", script), ports)
+    return Driver(cast("Replica", script), cast("ChainStore", script), ports, listen_ms=listen_ms)
 
 
 def run(driver: Driver, until: Callable[[], bool]) -> None:
@@ -122,7 +128,7 @@ def test_this_nodes_own_inputs_go_before_peers_messages() -> None:
     driver.offer(MessageReceived(None, MESSAGE, 1))
     driver.tell(PayloadPending(True, 2))
     run(driver, lambda: len(script.inputs) == 3)
-    assert [type(event) for event in script.inputs] == [PayloadPending, Started, MessageReceived]
+    assert [type(event) for event in script.inputs] == [Started, PayloadPending, MessageReceived]
 
 
 def test_a_timer_waits_for_the_messages_that_arrived_before_it_was_due(
@@ -176,3 +182,46 @@ def test_who_waits_for_an_input_goes_on_once_its_effects_are_done() -> None:
 
     trio.run(main)
     assert seen == [["persist synced", ("deliver", (GENESIS,))]]
+
+
+# --- a key that is used elsewhere ---
+
+
+def test_a_signature_of_our_key_that_we_did_not_make_ends_the_daemon_before_anything_is_written_or_sent() -> (
+    None
+):
+    found = ForeignSignature("vote", 9, 4)
+
+    def answer(event: Input) -> list[Effect]:
+        if isinstance(event, MessageReceived):
+            script.foreign_signature = found
+            return [persist(sync=True), Send(None, MESSAGE)]
+        return []
+
+    script = Script(answer)
+    driver = make(script)
+    driver.offer(MessageReceived(None, MESSAGE, 1))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run(driver, lambda: False)
+    assert caught.group_contains(SigningKeyElsewhere, match="a vote of round 9 .* ends at round 4")
+    assert script.done == [("disown", found)]
+
+
+def starts_everything(event: Input) -> list[Effect]:
+    if not isinstance(event, Started):
+        return []
+    timers: list[Effect] = [SetTimer(kind, event.now_ms) for kind in TimerKind]
+    return [*timers, RequestPayload(7, b"p" * 32, (), False)]
+
+
+def test_a_validator_first_listens_and_starts_nothing() -> None:
+    script = Script(starts_everything)
+    driver = make(script, listen_ms=200)
+    driver.offer(MessageReceived(None, MESSAGE, 1))
+    run(driver, lambda: len(script.inputs) == 6)
+    began = script.inputs[0].now_ms
+    quiet = [event for event in script.inputs if event.now_ms < began + 200]
+    assert [type(event) for event in quiet] == [Started, MessageReceived, TimerFired]
+    assert isinstance(quiet[2], TimerFired)
+    assert quiet[2].kind is TimerKind.FETCH
+    assert [type(event) for event in script.inputs[3:]] == [PayloadOffered, TimerFired, TimerFired]

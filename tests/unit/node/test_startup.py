@@ -108,6 +108,10 @@ def test_a_key_that_the_genesis_does_not_name_is_refused(home: Home, name: str) 
         open_node(home)
 
 
+def nest_genesis(home: Home) -> None:
+    home.genesis_path.write_bytes(b"[" * 100_000)
+
+
 def cut_genesis(home: Home) -> None:
     home.genesis_path.write_bytes(home.genesis_path.read_bytes()[:100])
 
@@ -115,6 +119,31 @@ def cut_genesis(home: Home) -> None:
 def cut_manifest(home: Home) -> None:
     for path in database_folder(home).glob("MANIFEST*"):
         path.write_bytes(path.read_bytes()[:10])
+
+
+def flip_middle(home: Home, pattern: str) -> None:
+    path = max(database_folder(home).glob(pattern), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def flip_log(home: Home) -> None:
+    flip_middle(home, "*.log")
+
+
+def flip_table(home: Home) -> None:
+    Database(database_folder(home)).close()  # moves the log into a table
+    flip_middle(home, "*.ldb")
+
+
+def flip_manifest(home: Home) -> None:
+    flip_middle(home, "MANIFEST*")
+
+
+def lose_current(home: Home) -> None:
+    Database(database_folder(home)).close()
+    (database_folder(home) / "CURRENT").unlink()
 
 
 def lose_database(home: Home) -> None:
@@ -127,15 +156,27 @@ def damage_record(home: Home) -> None:
 
 @pytest.mark.usefixtures("logging_restored")
 @pytest.mark.parametrize(
-    ("damage", "code"), [(cut_genesis, 2), (cut_manifest, 1), (lose_database, 1), (damage_record, 1)]
+    ("damage", "code", "advice"),
+    [
+        (cut_genesis, 2, "genesis.json"),
+        (nest_genesis, 2, "genesis.json"),
+        (cut_manifest, 1, "move it away and restart"),
+        (flip_manifest, 1, "move it away and restart"),
+        (flip_log, 1, "move it away and restart"),
+        (flip_table, 1, "move it away and restart"),
+        (lose_current, 1, "move it away and restart"),
+        (lose_database, 1, "join with a new key"),
+        (damage_record, 1, "join with a new key"),
+    ],
 )
-def test_the_daemon_ends_with_a_code_and_a_line_that_says_why(
-    home: Home, damage: Callable[[Home], None], code: int, capsys: pytest.CaptureFixture[str]
+def test_the_daemon_ends_with_a_code_and_a_line_that_says_why_and_what_to_do(
+    home: Home, damage: Callable[[Home], None], code: int, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(home)
     assert daemon.main(home.root) == code
     said = capsys.readouterr().err
     assert "cannot_start" in said
+    assert advice in said
     assert "Traceback" not in said
 
 

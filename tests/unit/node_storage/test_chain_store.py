@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,3 +146,24 @@ def test_everything_is_there_after_reopening(tmp_path: Path, genesis: Block) -> 
 def test_a_database_of_something_else_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="lacks committed"):
         ChainStore(Database(tmp_path / "chain")).committed_height()
+
+
+def test_a_step_that_signed_waits_for_the_disk_and_one_that_did_not_does_not(tmp_path: Path) -> None:
+    waited: list[bool] = []
+
+    class Watched(Database):
+        def write(self, changes: Mapping[bytes, bytes | None], *, sync: bool) -> None:
+            waited.append(sync)
+            super().write(changes, sync=sync)
+
+    store = ChainStore(Watched(tmp_path / "chain"))
+    store.persist(replace(NOTHING, record=b"record"))
+    store.persist(
+        replace(
+            NOTHING,
+            sync=False,
+            certificates=SyncInfo(genesis_qc(genesis_block(CHAIN, b"s" * 32)), None, None),
+        )
+    )
+    store.put_batch(b"d" * 32, b"batch")
+    assert waited == [True, False, False]
