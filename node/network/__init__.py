@@ -3,8 +3,8 @@
 Importing this package does not import libp2p; `node.network.network` (class `Network`, `open_network`) does.
 
 Where things are: `network` the one object the daemon uses, `config` every limit and what happens past it, `hardening`
-the patches libp2p needs and why, `host` one hardened host, `gossip`, `direct` and `requests` the three ways of
-talking, `dialling` reconnection, `standing` penalties, `queues` and `framing` the parts without IO.
+the patches libp2p needs and why, `host` one hardened host, `gossip` (with `router`), `direct` and `requests` the three ways
+of talking, `dialling` reconnection, `standing` penalties, `queues` and `framing` the parts without IO.
 """
 
 from node.network.address import PeerAddress, check_peer_id, peer_id_of_public_key, peer_id_of_seed

@@ -26,6 +26,9 @@ class Limits:
     inbox_frames_max: int = 2048  # per peer, undelivered; full: the peer is not read ...
     inbox_bytes_max: int = 16 * MIB
     inbox_wait_ms_max: int = 4000  # ... so long, then its undelivered frames are discarded
+    inboxes_bytes_max: int = (
+        256 * MIB
+    )  # of all peers; past it a peer that has more than its share counts as full
 
     # Requests.
     request_bytes_max: int = 1 * MIB  # caller: PayloadTooLarge; server: refusal and penalty
@@ -43,6 +46,7 @@ class Limits:
     gossip_bytes_max: int = 900 * KIB  # publishing: PayloadTooLarge; receiving: invalid
     gossip_inbox_messages_max: int = 4096  # per forwarder, undelivered; full: message ignored, may come again
     gossip_inbox_bytes_max: int = 64 * MIB
+    gossip_inboxes_bytes_max: int = 256 * MIB  # of all forwarders, shared as above
     gossip_per_s: int = 200  # token bucket per forwarder; past it messages are ignored
     gossip_burst: int = 4000
     gossip_queue_rpcs_max: int = 4096  # outgoing per peer; past it libp2p drops, lazy gossip (IHAVE) repairs
@@ -51,9 +55,14 @@ class Limits:
 
     # Connections.
     connections_max: int = 64  # past it strangers are refused; configured peers always have room
-    handshakes_max: int = 32  # inbound, at once; more are closed
+    handshakes_max: int = 64  # inbound, at once; the oldest gives way to a new one
     streams_per_connection_max: int = 128  # more are reset
-    receive_buffer_bytes_max: int = 32 * MIB  # unread bytes of one connection; past it the connection is cut
+    receive_buffer_bytes_max: int = (
+        32 * MIB
+    )  # unread bytes of one connection; past it the peer is penalised and cut
+    receive_buffers_bytes_max: int = (
+        256 * MIB
+    )  # of all together; past it one that has more than its share is cut
     negotiation_timeout_ms: int = 5000
     dial_timeout_ms: int = 8000
     redial_delay_ms_min: int = 200

@@ -9,8 +9,9 @@ import structlog
 import trio
 
 from node.network.config import Limits
+from node.network.errors import RemoteProtocolError
 from node.network.framing import READ_BYTES, FrameDecoder
-from node.network.host import close_quietly, reset_quietly
+from node.network.host import close_quietly, ended_by_peer, reset_quietly
 from node.network.peers import Peer
 from node.network.queues import FairInbox
 from node.network.types import Frame
@@ -94,4 +95,6 @@ async def read_frames(stream: Any, peer_id: str, limits: Limits, inbox: FairInbo
         for kind, payload in decoder.feed(data):
             if not inbox.offer(peer_id, frame := Frame(peer_id, kind, payload), len(payload)):
                 await inbox.put(peer_id, frame, len(payload), wait_s_max)
+    if decoder.buffered_bytes and ended_by_peer(stream):
+        raise RemoteProtocolError("frame ended early", points=5)
     await close_quietly(stream)

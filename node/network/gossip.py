@@ -7,7 +7,6 @@ by lazy gossip. Signatures are on (StrictSign), or js-libp2p would not exchange 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,75 +14,26 @@ from typing import Any
 import structlog
 import trio
 from libp2p.peer.id import ID
-from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
-from libp2p.pubsub.mcache import CacheEntry, MessageCache
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
 from node.network.config import NetworkConfig
 from node.network.errors import NoGossipPeers, PayloadTooLarge, UnknownTopic
 from node.network.queues import FairInbox, TokenBucket
+from node.network.router import ContainedGossipSub, message_id
 from node.network.types import GossipMessage, GossipValidator
 
 log = structlog.get_logger("node.network")
 
-_DEGREE, _DEGREE_LOW, _DEGREE_HIGH = 8, 6, 12  # up to 7 nodes everyone is in everyone's mesh at once
 _SEEN_TTL_S = 60
 _REGISTER_ATTEMPTS_MAX = 6
 _INVALID_POINTS = 20
+_SUBSCRIPTIONS_PER_S, _SUBSCRIPTIONS_BURST = 1.0, 16.0  # changes of one peer; each may replay what is recent
+_SUBSCRIPTION_POINTS = 5
 
 
 class MessageIgnored(Exception):  # not an error: the message is left unseen
     """Raised inside validation for a message that is neither accepted nor held against its forwarder."""
-
-
-def message_id(message: Any) -> bytes:
-    """Identify a message by what it says and where, not by who said it: one batch sent by two nodes is one batch."""
-    hasher = hashlib.blake2b(digest_size=20)
-    for topic in message.topicIDs:
-        hasher.update(topic.encode() + b"\0")
-    hasher.update(message.data)
-    return hasher.digest()
-
-
-class ContentMessageCache(MessageCache):
-    """Stock: recent messages are kept under author and number, whatever the id function, so IHAVE never matches."""
-
-    def __init__(self, window_size: int, history_size: int, bytes_max: int) -> None:
-        super().__init__(window_size, history_size)
-        self._bytes_max = bytes_max
-        self._kept_bytes = 0
-
-    def put(self, msg: Any) -> None:
-        """Keep a message for lazy gossip, unless the cache is full."""
-        mid = message_id(msg)
-        if mid in self.msgs or self._kept_bytes + len(msg.data) > self._bytes_max:
-            return
-        self.msgs[mid] = msg
-        self._kept_bytes += len(msg.data)
-        self.history[0].append(CacheEntry(mid, msg.topicIDs))
-
-    def shift(self) -> None:
-        """Forget the oldest heartbeat's messages."""
-        super().shift()
-        self._kept_bytes = sum(len(kept.data) for kept in self.msgs.values())
-
-
-class FloodingGossipSub(GossipSub):
-    """GossipSub that sends its own messages to every subscriber (v1.1, flood publishing), not to its mesh alone."""
-
-    def _get_peers_to_send(
-        self, topic_ids: Any, msg_forwarder: Any, origin: Any, msg_id: bytes | None = None
-    ) -> list[ID]:
-        targets = set(super()._get_peers_to_send(topic_ids, msg_forwarder, origin, msg_id))
-        pubsub = self.pubsub
-        if pubsub is not None and msg_forwarder == pubsub.my_id:
-            for topic in topic_ids:
-                targets |= pubsub.peer_topics.get(topic, set()) & pubsub.peers.keys()
-        return list(targets)
-
-    async def _maintain_mesh_quality(self, topic: str) -> None:
-        """Stock swaps mesh peers by scores that are not used here."""
 
 
 @dataclass(slots=True)
@@ -94,9 +44,11 @@ class GossipHooks:
     penalise: Callable[[str, int, str], None]
     drop_peer: Callable[[ID], None]
     is_connected: Callable[[ID], bool]
+    is_banned: Callable[[ID], bool]
     inbox: FairInbox[GossipMessage]
     ignored_messages: int = 0
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
+    subscription_buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
 
 class ContainedPubsub(Pubsub):
@@ -159,11 +111,17 @@ class ContainedPubsub(Pubsub):
     # Containment
 
     async def push_msg(self, msg_forwarder: Any, msg: Any) -> None:
-        """Stock: any exception here (an empty author, a bad key) ends the service for all peers."""
+        """Stock: any exception here (an empty author, a bad key) ends the service for all peers.
+
+        A peer's rate is limited before its signatures are verified: one RPC can carry thousands of forged ones.
+        """
         if msg_forwarder == self.my_id:
             await super().push_msg(msg_forwarder, msg)
             return
         try:
+            if self._hooks.is_banned(msg_forwarder) or self._is_msg_seen(msg):
+                return
+            self._spend(str(msg_forwarder))
             await super().push_msg(msg_forwarder, msg)
         except MessageIgnored:
             self._hooks.ignored_messages += 1
@@ -184,7 +142,18 @@ class ContainedPubsub(Pubsub):
         """Messages were taken in `_validate` already."""
 
     def handle_subscription(self, origin_id: Any, sub_message: Any) -> None:
-        """Note subscriptions for those who wait to publish."""
+        """Note subscriptions for those who wait to publish.
+
+        Stock: each change is free, and one that subscribes again makes us send all recent messages again.
+        """
+        peer_id, now_s = str(origin_id), trio.current_time()
+        bucket = self._hooks.subscription_buckets.get(peer_id)
+        if bucket is None:
+            bucket = TokenBucket(_SUBSCRIPTIONS_PER_S, _SUBSCRIPTIONS_BURST, now_s)
+            self._hooks.subscription_buckets[peer_id] = bucket
+        if not bucket.take(now_s):
+            self._hooks.penalise(peer_id, _SUBSCRIPTION_POINTS, "too many changes of subscriptions")
+            return
         super().handle_subscription(origin_id, sub_message)
         self._awaiting_peers.unpark_all()
 
@@ -214,6 +183,7 @@ class ContainedPubsub(Pubsub):
                 queue.close()
             self.router.remove_peer(peer_id)
         self._hooks.buckets.pop(str(peer_id), None)
+        self._hooks.subscription_buckets.pop(str(peer_id), None)
         if self._hooks.is_connected(peer_id):
             self._hooks.drop_peer(peer_id)
 
@@ -227,13 +197,6 @@ class ContainedPubsub(Pubsub):
             raise MessageIgnored  # our own, come back after it was forgotten
         peer_id = str(forwarder)
         limits = self._config.limits
-        now_s = trio.current_time()
-        bucket = self._hooks.buckets.get(peer_id)
-        if bucket is None:
-            bucket = TokenBucket(limits.gossip_per_s, limits.gossip_burst, now_s)
-            self._hooks.buckets[peer_id] = bucket
-        if not bucket.take(now_s):
-            raise MessageIgnored
         topic = self._topics.get(message.topicIDs[0]) if len(message.topicIDs) == 1 else None
         size = len(message.data)
         if topic is None or size > limits.gossip_bytes_max or not self._accepts(topic, message.data):
@@ -242,6 +205,17 @@ class ContainedPubsub(Pubsub):
         if not self._hooks.inbox.offer(peer_id, GossipMessage(topic, peer_id, message.data), size):
             raise MessageIgnored
         return True
+
+    def _spend(self, peer_id: str) -> None:
+        """Take one message from a forwarder's rate; raises `MessageIgnored` past it."""
+        now_s = trio.current_time()
+        bucket = self._hooks.buckets.get(peer_id)
+        if bucket is None:
+            limits = self._config.limits
+            bucket = TokenBucket(limits.gossip_per_s, limits.gossip_burst, now_s)
+            self._hooks.buckets[peer_id] = bucket
+        if not bucket.take(now_s):
+            raise MessageIgnored
 
     def _accepts(self, topic: str, data: bytes) -> bool:
         try:
@@ -253,22 +227,8 @@ class ContainedPubsub(Pubsub):
 
 def new_pubsub(
     host: Any, config: NetworkConfig, hooks: GossipHooks
-) -> tuple[ContainedPubsub, FloodingGossipSub]:
+) -> tuple[ContainedPubsub, ContainedGossipSub]:
     """Build the pubsub service and its router for a host; neither runs yet."""
-    router = FloodingGossipSub(
-        protocols=[PROTOCOL_ID_V11],
-        degree=_DEGREE,
-        degree_low=_DEGREE_LOW,
-        degree_high=_DEGREE_HIGH,
-        heartbeat_interval=1,
-        gossip_window=3,
-        gossip_history=5,
-        do_px=False,
-        adaptive_gossip_enabled=False,
-        spam_protection_enabled=False,
-        eclipse_protection_enabled=False,
-    )
-    router.mcache = ContentMessageCache(3, 5, config.limits.gossip_cache_bytes_max)
-    router.max_iwant_requests_per_second = 100.0
-    router.max_ihave_messages_per_second = 100.0
+    topics = [config.topic_name(topic) for topic in config.topics]
+    router = ContainedGossipSub(topics, config.limits.gossip_cache_bytes_max, hooks.penalise)
     return ContainedPubsub(host, router, config, hooks), router

@@ -17,15 +17,18 @@ import libp2p.pubsub.pubsub as pubsub_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
 from libp2p.exceptions import ParseError
-from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.exceptions import ConnectionClosedError, MessageTooLarge
+from libp2p.io.utils import read_exactly
 from libp2p.peer.peerstore import issue_and_cache_local_record
 from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.pubsub.validators import signature_validator
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from node.network.config import Limits
+from node.network.errors import RemoteProtocolError
 
-_PING = struct.Struct("!BBHII")
+_HEADER = struct.Struct("!BBHII")  # version, type, flags, stream, length
 _FRAME_WRITE_S_MAX = 4.0
 # An honest peer fills at most this much of one stream before it is read, so a few streams stay below
 # `receive_buffer_bytes_max`; and both directions fit the kernel's socket buffers, so that two muxers which both
@@ -33,6 +36,8 @@ _FRAME_WRITE_S_MAX = 4.0
 _STREAM_WINDOW_BYTES_MAX = 1024 * 1024
 _NEGOTIATION_LINE_BYTES_MAX = 1024
 _STARVED_S = 1.0
+_MUXER_POINTS = 100
+_stock_handle_incoming = Yamux.handle_incoming
 
 _applied = False
 
@@ -45,12 +50,16 @@ def apply() -> None:
     _applied = True
     quieten_logging()
     yamux_module.MAX_WINDOW_SIZE = _STREAM_WINDOW_BYTES_MAX
+    yamux_module.read_exactly = _read_header
+    Yamux.handle_incoming = _handle_incoming
     Yamux._read_data_body = _read_data_body
     Yamux._write_frame = _write_frame
     Yamux._measure_rtt_loop = _ping_loop
     YamuxStream._auto_tune_and_send_window_update = _release_window
     multiselect_communicator.read_delim = _read_delim
     pubsub_module.RpcQueue = BoundedRpcQueue
+    pubsub_module.signature_validator = _verify_signature
+    pubsub_module.read_varint_prefixed_bytes_limited = _read_gossip_rpc
     for module in (pubsub_module, gossipsub_module):
         module.maybe_consume_signed_record = _ignore_signed_record
         module.env_to_send_in_RPC = _cached_signed_record
@@ -82,16 +91,59 @@ async def hard_close(conn: Any) -> None:
         await conn.secured_conn.close()
 
 
+def _penalise(conn: Any, reason: str) -> None:
+    swarm = getattr(conn, "swarm", None)
+    if swarm is not None:
+        swarm.openledger_penalise(str(conn.peer_id), _MUXER_POINTS, reason)
+
+
+async def _read_header(secured_conn: Any, length: int) -> bytes:
+    """Stock: frames of unknown versions and types are skipped, so that garbage is read for ever."""
+    header: bytes = await read_exactly(secured_conn, length)
+    version, kind, _, _, announced = _HEADER.unpack(header)
+    oversized = kind == yamux_module.TYPE_DATA and announced > yamux_module.MAX_WINDOW_SIZE
+    if version != 0 or kind > yamux_module.TYPE_GO_AWAY or oversized:
+        secured_conn.openledger_malformed = True
+        raise RemoteProtocolError(
+            "malformed muxer frame"
+        )  # on any exception here the muxer closes the connection
+    return header
+
+
+async def _handle_incoming(self: Any) -> None:
+    await _stock_handle_incoming(self)
+    if getattr(self.secured_conn, "openledger_malformed", False):
+        _penalise(self, "malformed muxer frame")
+
+
 async def _read_data_body(self: Any, length: int) -> bytes:
-    """Stock: a peer that ignores its window is buffered without bound (87 -> 512 MB in one test)."""
+    """Stock: a peer that ignores its window is buffered without bound (87 -> 512 MB in one test).
+
+    Many peers, each within its own bound, are held to one for all of them: who has more than its share then is cut.
+    """
     limits = limits_of(self)
-    unread = sum(map(len, self.stream_buffers.values()))
-    if unread + length > limits.receive_buffer_bytes_max:
+    unread = _unread_bytes(self) + length
+    if unread > limits.receive_buffer_bytes_max:
+        _penalise(self, "ignores flow control")
         raise trio.TooSlowError  # the one exception on which the muxer closes the connection
+    share = limits.receive_buffers_bytes_max // limits.connections_max
+    if unread > share and _unread_bytes_of_all(self) + length > limits.receive_buffers_bytes_max:
+        raise trio.TooSlowError
     with trio.fail_after(limits.ping_timeout_ms / 1000 * 2):
-        data: bytes = await yamux_module.read_exactly(self.secured_conn, length)
+        data: bytes = await read_exactly(self.secured_conn, length)
     self.openledger_bytes_in = getattr(self, "openledger_bytes_in", 0) + length
     return data
+
+
+def _unread_bytes(conn: Any) -> int:
+    return sum(map(len, conn.stream_buffers.values()))
+
+
+def _unread_bytes_of_all(conn: Any) -> int:
+    swarm = getattr(conn, "swarm", None)
+    if swarm is None:
+        return _unread_bytes(conn)
+    return sum(_unread_bytes(other.muxed_conn) for other in swarm.get_connections())
 
 
 async def _write_frame(self: Any, data: bytes) -> None:
@@ -123,7 +175,7 @@ async def _ping_loop(self: Any) -> None:
         self._ping_id = (self._ping_id + 1) & 0xFFFFFFFF
         self._ping_event = trio.Event()
         self._ping_sent_time = started_s
-        frame = _PING.pack(0, yamux_module.TYPE_PING, yamux_module.FLAG_SYN, 0, self._ping_id)
+        frame = _HEADER.pack(0, yamux_module.TYPE_PING, yamux_module.FLAG_SYN, 0, self._ping_id)
         try:
             await self._write_frame(frame)
         except Exception:  # whatever the transport raises, the connection is gone
@@ -157,11 +209,33 @@ async def _release_window(self: Any, *, bytes_read: int = 0) -> None:
 
 
 async def _read_delim(reader: Any) -> bytes:
-    """Stock: a line of any announced length is read, before the peer has even shown its identity."""
-    line: bytes = await read_varint_prefixed_bytes_limited(reader, _NEGOTIATION_LINE_BYTES_MAX)
+    """Stock: a line of any announced length is read, before the peer has even shown its identity.
+
+    Here what cannot be a line ends the negotiation, and is held against the peer once it has an identity.
+    """
+    try:
+        line: bytes = await read_varint_prefixed_bytes_limited(reader, _NEGOTIATION_LINE_BYTES_MAX)
+    except (MessageTooLarge, ParseError) as error:
+        raise RemoteProtocolError(f"negotiation: {type(error).__name__}") from error
     if line[-1:] != b"\n":
-        raise ParseError("negotiation line without an end")
+        raise RemoteProtocolError("negotiation line without an end")
     return line[:-1]
+
+
+def _verify_signature(msg: Any) -> bool:
+    """Stock: a message without a valid signature is dropped without a word, and costs its forwarder nothing."""
+    if not signature_validator(msg):
+        raise RemoteProtocolError("gossip message without a valid signature")
+    return True
+
+
+async def _read_gossip_rpc(reader: Any, bytes_max: int) -> bytes:
+    """Stock: an announced size over the limit, or one that is no number, ends the connection at no cost."""
+    try:
+        rpc: bytes = await read_varint_prefixed_bytes_limited(reader, bytes_max)
+    except (MessageTooLarge, ParseError) as error:
+        raise RemoteProtocolError(f"gossip: {type(error).__name__}", points=100) from error
+    return rpc
 
 
 def _ignore_signed_record(msg: Any, host: Any, peer_id: Any) -> bool:

@@ -88,6 +88,7 @@ def build_host(
     )
     swarm = host.get_network()
     swarm.openledger_limits = limits
+    swarm.openledger_penalise = penalise
     swarm.retry_config = RetryConfig(max_retries=0)  # the dialler retries, without blocking the peer
     swarm.auto_connector.start = _start_nothing  # would dial every address it ever heard of
     swarm.set_resource_manager(None)  # its limits are coarser than ours, and its denials leak
@@ -110,20 +111,21 @@ def _identify_nobody(peer_id: Any, *, reason: str) -> None:
 def _release_inbound_slots(swarm: Any, handshakes_max: int) -> None:
     """Stock: an inbound connection keeps its slot after it closed, so a node stops listening after enough of them.
 
-    Also bounds how many strangers may be in a handshake at once.
+    Also bounds how many strangers may be in a handshake at once. The oldest of them gives way: were new ones turned
+    away, a few silent connections would keep everybody out.
     """
     upgrade: Callable[[Any, Any], Awaitable[Any]] = swarm.upgrade_inbound_raw_conn
-    in_handshake = 0
+    in_handshake: list[Any] = []
 
     async def upgrade_and_outlive(raw_conn: Any, maddr: Any) -> None:
-        nonlocal in_handshake
-        if in_handshake >= handshakes_max:
-            raise SwarmException("too many handshakes at once")
-        in_handshake += 1
+        in_handshake.append(raw_conn)
         try:
+            if len(in_handshake) > handshakes_max:
+                await in_handshake.pop(0).close()
             muxed = await upgrade(raw_conn, maddr)
         finally:
-            in_handshake -= 1
+            if raw_conn in in_handshake:
+                in_handshake.remove(raw_conn)
         await muxed.event_closed.wait()
         # Ends the handler, which closes the socket and frees the slot.
         raise SwarmException("connection over")
@@ -132,7 +134,10 @@ def _release_inbound_slots(swarm: Any, handshakes_max: int) -> None:
 
 
 def _contain_stream_handlers(host: Any, streams_max: int, penalise: Callable[[str, int, str], None]) -> None:
-    """Stock: an exception in negotiation (a name that is not UTF-8) or in any handler ends the whole node."""
+    """Stock: an exception in negotiation (a name that is not UTF-8) or in any handler ends the whole node.
+
+    And a stream whose handler is done stays half open, with its buffers, until the connection ends.
+    """
     inner: Callable[[Any], Awaitable[None]] = host._swarm_stream_handler
 
     async def contained(stream: Any) -> None:
@@ -143,6 +148,7 @@ def _contain_stream_handlers(host: Any, streams_max: int, penalise: Callable[[st
             return
         try:
             await inner(stream)
+            await close_quietly(stream)
         except RemoteProtocolError as error:
             await reset_quietly(stream)
             penalise(peer_id, error.points, error.reason)
@@ -154,6 +160,15 @@ def _contain_stream_handlers(host: Any, streams_max: int, penalise: Callable[[st
             await reset_quietly(stream)
 
     host.get_network().set_stream_handler(contained)
+
+
+def ended_by_peer(stream: Any) -> bool:
+    """Whether a peer ended a stream in good order: neither was it reset, nor did the connection end.
+
+    A reset is how a caller gives up (its time is over); libp2p reports it as an end if the stream is gone already.
+    """
+    reset = stream.muxed_stream.reset_received
+    return not reset and not stream.muxed_conn.event_shutting_down.is_set()
 
 
 async def reset_quietly(stream: Any) -> None:

@@ -47,7 +47,7 @@ from node.network.host import (
     to_id,
 )
 from node.network.peers import Peer, new_peer, status_of
-from node.network.queues import FairInbox
+from node.network.queues import FairInbox, TokenBucket
 from node.network.requests import RequestClient, RequestServer
 from node.network.standing import Standings
 from node.network.types import (
@@ -63,6 +63,7 @@ from node.network.types import (
 log = structlog.get_logger("node.network")
 
 _DROP_WAIT_S_MAX = 5.0
+_LOG_LINES_PER_S, _LOG_LINES_BURST = 10.0, 200.0  # about peers; past it they are counted
 _RESTART_DELAY_S_MIN, _RESTART_DELAY_S_MAX = 0.5, 30.0
 
 
@@ -93,9 +94,14 @@ class Network:
         limits = config.limits
         self.config = config
         self.peer_id = peer_id_of_seed(config.key_seed)
-        self.frames: FairInbox[Frame] = FairInbox(limits.inbox_frames_max, limits.inbox_bytes_max)
+        self.frames: FairInbox[Frame] = FairInbox(
+            limits.inbox_frames_max, limits.inbox_bytes_max, limits.inboxes_bytes_max, limits.connections_max
+        )
         self.gossip: FairInbox[GossipMessage] = FairInbox(
-            limits.gossip_inbox_messages_max, limits.gossip_inbox_bytes_max
+            limits.gossip_inbox_messages_max,
+            limits.gossip_inbox_bytes_max,
+            limits.gossip_inboxes_bytes_max,
+            limits.connections_max,
         )
         self._own_id = check_peer_id(self.peer_id)
         self._addresses = {peer.peer_id: peer for peer in (*config.mesh_peers, *config.gossip_peers)}
@@ -105,11 +111,13 @@ class Network:
             for peer_id in self._addresses
         }
         self._standings = Standings(limits, self._mesh)
-        self._client = RequestClient(limits)
+        self._client = RequestClient(limits, self._penalise_remote)
         self._server = RequestServer(limits, on_request)
         self._validate_gossip = validate_gossip
         self._on_peer = on_peer
         self._jitter = random.Random()  # spreads dials, decides nothing
+        self._log_budget = TokenBucket(_LOG_LINES_PER_S, _LOG_LINES_BURST, 0.0)
+        self._unreported = 0
         self._readers: dict[str, trio.CancelScope] = {}
         self._running: _Running | None = None
         self._port = config.listen_port
@@ -153,6 +161,7 @@ class Network:
             penalise=self._penalise_remote,
             drop_peer=lambda peer: self._drop_soon(str(peer)),
             is_connected=lambda peer: self._is_connected(str(peer)),
+            is_banned=lambda peer: bool(self._banned_s(str(peer))),
             inbox=self.gossip,
         )
         pubsub, router = new_pubsub(host, self.config, hooks)
@@ -294,11 +303,23 @@ class Network:
         self._penalise_remote(peer_id, points, reason)
 
     def _penalise_remote(self, peer_id: str, points: int, reason: str) -> None:
+        if points <= 0:
+            return
         now_s = trio.current_time()
         banned = self._standings.penalise(peer_id, points, now_s)
-        log.info("peer penalised", peer_id=peer_id, points=points, reason=reason, banned=banned)
+        self._report("peer penalised", peer_id, points=points, reason=reason, banned=banned)
         if banned:
             self._drop_soon(peer_id)
+
+    def _report(self, event: str, peer_id: str, **fields: object) -> None:
+        """Log what a peer did, but no faster than a disk can take: peers decide how often this is called."""
+        if not self._log_budget.take(trio.current_time()):
+            self._unreported += 1
+            return
+        if self._unreported:
+            fields["events_not_logged_before"] = self._unreported
+            self._unreported = 0
+        log.info(event, peer_id=peer_id, **fields)
 
     def _banned_s(self, peer_id: str) -> float:
         return self._standings.banned_s(peer_id, trio.current_time())
@@ -326,12 +347,12 @@ class Network:
         if was_connected:
             # The peer came back before we noticed it was gone, or both dialled at once. Which connection the streams
             # of either side are on is then anybody's guess: start over.
-            log.info("duplicate connection, dropping both", peer_id=peer_id)
+            self._report("duplicate connection, dropping both", peer_id)
             self._drop_soon(peer_id)
             return
         peer.connected_s = trio.current_time()
         peer.notify()
-        log.info("peer connected", peer_id=peer_id, mesh=peer.mesh, outbound=conn.muxed_conn.is_initiator)
+        self._report("peer connected", peer_id, mesh=peer.mesh, outbound=conn.muxed_conn.is_initiator)
         self._tell(PeerEvent(peer_id, connected=True, mesh=peer.mesh))
 
     def _disconnected(self, conn: Any) -> None:
@@ -347,7 +368,7 @@ class Network:
         peer.notify()
         if not peer.configured:
             self._peers.pop(peer.peer_id, None)
-        log.info("peer disconnected", peer_id=peer.peer_id, mesh=peer.mesh)
+        self._report("peer disconnected", peer.peer_id, mesh=peer.mesh)
         self._tell(PeerEvent(peer.peer_id, connected=False, mesh=peer.mesh))
 
     def _forget_connections(self) -> None:

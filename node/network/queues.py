@@ -98,12 +98,18 @@ class FairInbox(Generic[T]):
     """Undelivered items by peer, each peer bounded on its own, received in turn.
 
     A plain memory channel has one bound for all, so that one peer's flood would keep the others out; here each peer
-    fills only its own share, and `receive` goes round the peers that have something.
+    fills only its own share, and `receive` goes round the peers that have something. While all shares together are over
+    ``bytes_max``, each is bounded by its part of that, so that what is held stays below twice ``bytes_max``.
     """
 
-    def __init__(self, items_per_peer_max: int, bytes_per_peer_max: int) -> None:
+    def __init__(
+        self, items_per_peer_max: int, bytes_per_peer_max: int, bytes_max: int, peers_max: int
+    ) -> None:
         self._items_max = items_per_peer_max
         self._bytes_max = bytes_per_peer_max
+        self._all_bytes_max = bytes_max
+        self._fair_bytes = bytes_max // peers_max
+        self._all_bytes = 0
         self._shares: OrderedDict[str, _Share[T]] = OrderedDict()
         self._waiting = trio.lowlevel.ParkingLot()
         self.dropped_items = 0
@@ -116,12 +122,19 @@ class FairInbox(Generic[T]):
         share = self._shares.get(peer_id)
         if share is None:
             share = self._shares[peer_id] = _Share()
-        elif len(share.items) >= self._items_max or share.size_bytes + size_bytes > self._bytes_max:
+        elif not self._has_room(share, size_bytes):
             return False
         share.items.append((item, size_bytes))
         share.size_bytes += size_bytes
+        self._all_bytes += size_bytes
         self._waiting.unpark_all()
         return True
+
+    def _has_room(self, share: _Share[T], size_bytes: int) -> bool:
+        size = share.size_bytes + size_bytes
+        crowded = self._all_bytes + size_bytes > self._all_bytes_max
+        bytes_max = min(self._bytes_max, self._fair_bytes) if crowded else self._bytes_max
+        return len(share.items) < self._items_max and size <= bytes_max
 
     async def put(self, peer_id: str, item: T, size_bytes: int, wait_s_max: float) -> None:
         """Add an item, waiting while the share is full; after ``wait_s_max`` the share's old items are discarded.
@@ -140,6 +153,7 @@ class FairInbox(Generic[T]):
         share = self._shares.pop(peer_id, None)
         if share is None:
             return 0
+        self._all_bytes -= share.size_bytes
         share.room.set()
         return len(share.items)
 
@@ -150,6 +164,7 @@ class FairInbox(Generic[T]):
         peer_id, share = self._shares.popitem(last=False)
         item, size_bytes = share.items.popleft()
         share.size_bytes -= size_bytes
+        self._all_bytes -= size_bytes
         if share.items:
             self._shares[peer_id] = share  # to the end of the round
         share.room.set()

@@ -30,7 +30,7 @@ from node.network.errors import (
     ResponseTooLarge,
 )
 from node.network.framing import READ_BYTES, FrameDecoder, encode_header
-from node.network.host import close_quietly, reset_quietly
+from node.network.host import close_quietly, ended_by_peer, reset_quietly
 from node.network.queues import TokenBucket
 from node.network.types import RequestHandler
 
@@ -48,8 +48,9 @@ _BUCKETS_MAX = 4096
 class RequestClient:
     """Our requests to peers, bounded in number."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, penalise: Callable[[str, int, str], None]) -> None:
         self._limits = limits
+        self._penalise = penalise
         self._all = trio.CapacityLimiter(limits.requests_max)
         self._per_peer: dict[str, trio.CapacityLimiter] = {}
 
@@ -90,6 +91,9 @@ class RequestClient:
             answer = await self._read_answer(peer_id, stream)
         except (RequestRefused, ResponseTooLarge, PeerUnavailable):
             raise
+        except RemoteProtocolError as error:
+            self._penalise(peer_id, error.points, error.reason)
+            raise PeerUnavailable(peer_id, error.reason) from error
         except Exception as error:
             raise PeerUnavailable(peer_id, f"request failed: {error!r}") from error
         else:
@@ -119,9 +123,9 @@ class RequestClient:
                 if status == _STATUS_OK and expected > self._limits.response_bytes_max:
                     raise ResponseTooLarge(peer_id, expected, self._limits.response_bytes_max)
                 if status != _STATUS_OK and expected > _REFUSAL_BYTES_MAX:
-                    raise PeerUnavailable(peer_id, "malformed refusal")
+                    raise RemoteProtocolError("malformed refusal")
         if len(buffer) > expected:
-            raise PeerUnavailable(peer_id, "answer longer than announced")
+            raise RemoteProtocolError("answer longer than announced")
         if status != _STATUS_OK:
             raise RequestRefused(status, bytes(buffer).decode(errors="replace"), peer_id)
         return bytes(buffer)
@@ -176,7 +180,7 @@ class RequestServer:
             except EOFError:
                 data = b""
             if not data:
-                raise RemoteProtocolError("request ended early", points=5)
+                raise RemoteProtocolError("request ended early", points=5 if ended_by_peer(stream) else 0)
             frames = decoder.feed(data)
             if frames:
                 if len(frames) > 1 or decoder.buffered_bytes:

@@ -6,26 +6,19 @@ import contextlib
 import os
 import signal
 import struct
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import multiaddr
 import pytest
 import trio
-from libp2p.custom_types import TProtocol
 from libp2p.host.exceptions import StreamFailure
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils import encode_varint_prefixed
 
-from node.network import Limits, PeerAddress, PeerUnavailable, peer_id_of_seed
+from node.network import PeerAddress, PeerUnavailable, peer_id_of_seed
 from node.network.framing import encode_header
-from node.network.host import build_host, close_host, to_id
+from node.network.host import to_id
 from tests.unit.node_network.cluster import (
     CHAIN,
     UNKNOWN_PORT,
@@ -41,106 +34,20 @@ from tests.unit.node_network.cluster import (
     start_node,
     until_true,
 )
-
-STRANGER = seed_of(200)
-
-
-class HostileHost:
-    """A libp2p host that speaks the transport properly and then says what it likes."""
-
-    def __init__(self, host: Any, target: PeerAddress) -> None:
-        self.host = host
-        self.target = to_id(target.peer_id)
-        self._address = target
-
-    async def dial(self) -> Any:
-        """Return the muxed connection to the target."""
-        swarm = self.host.get_network()
-        swarm.unblock_peer(self.target)
-        self.host.get_peerstore().add_addrs(self.target, [multiaddr.Multiaddr(self._address.multiaddr)], 3600)
-        connections = await swarm.dial_peer(self.target)
-        return connections[0].muxed_conn
-
-    async def stream(self, protocol: str) -> Any:
-        return await self.host.new_stream(self.target, [TProtocol(protocol)])
-
-    async def raw_stream(self) -> Any:
-        """Open a stream without negotiating a protocol."""
-        return await self.host.get_network().new_stream(self.target)
-
-
-@asynccontextmanager
-async def hostile(seed: bytes, target: PeerAddress) -> AsyncIterator[HostileHost]:
-    config = config_of(seed)
-    host = build_host(config, 0, lambda peer_id: True, lambda peer_id, points, reason: None)
-    async with host.run(listen_addrs=[multiaddr.Multiaddr("/ip4/127.0.0.1/tcp/0")]):
-        villain = HostileHost(host, target)
-        try:
-            await villain.dial()
-            yield villain
-        finally:
-            await close_host(host)
-
-
-async def wait_closed(muxed: Any) -> None:
-    with trio.fail_after(60):
-        await muxed.event_closed.wait()
-
-
-async def assert_serving(validators: list[Node]) -> None:
-    """The mesh still talks."""
-    sender, *receivers = validators
-    sender.network.broadcast(3, b"alive")
-    for receiver in receivers:
-        assert await receive_payloads(receiver, 1) == [b"alive"]
-    assert await sender.network.request(receivers[0].peer_id, 1, b"ab", 20) == b"ba"
-    await receivers[0].network.publish("tx", b"alive", timeout_s=20)
-    assert (await sender.network.gossip.receive()).data == b"alive"
-
-
-def points(node: Node, peer_id: str) -> int:
-    return node.network._standings.points(peer_id, trio.current_time())
-
-
-def banned(node: Node, peer_id: str) -> bool:
-    return bool(node.network._standings.banned_s(peer_id, trio.current_time()))
-
-
-Attack = Callable[[HostileHost], Awaitable[None]]
-
-
-def attack_by_stranger(attack: Attack, *, penalised: bool, limits: Limits | None = None) -> None:
-    """Run an attack by an unknown peer on the first of two validators, who must go on as if nothing happened."""
-
-    async def main() -> None:
-        async with open_mesh(2, limits=limits) as (validators, _, _):
-            victim, other = validators
-            async with hostile(STRANGER, victim.address) as villain:
-                await victim.until_connected(peer_id_of_seed(STRANGER))
-                await attack(villain)
-                await assert_serving([victim, other])
-            if penalised:
-                assert points(victim, peer_id_of_seed(STRANGER)) > 0 or banned(
-                    victim, peer_id_of_seed(STRANGER)
-                )
-            assert victim.connected_to(other.peer_id)
-            assert [event.connected for event in victim.events if event.peer_id == other.peer_id] == [True]
-
-    run_trio(main)
-
-
-async def end_of(stream: Any) -> bytes:
-    """Read until the victim ends or resets the stream."""
-    data = b""
-    with trio.fail_after(60):
-        while True:
-            try:
-                chunk = await stream.read(65536)
-            except Exception:
-                return data
-            if not chunk:
-                return data
-            data += chunk
+from tests.unit.node_network.villain import (
+    STRANGER,
+    Attack,
+    HostileHost,
+    assert_serving,
+    attack_by_stranger,
+    banned,
+    close_pipes,
+    end_of,
+    hostile,
+    spawn_node,
+    talk_raw,
+    wait_closed,
+)
 
 
 def test_a_protocol_name_that_is_not_utf8_resets_only_its_stream() -> None:
@@ -159,7 +66,7 @@ def test_an_endless_negotiation_line_is_not_read() -> None:
         await stream.write(b"\xff\xff\xff\xff\x0f" + bytes(1000))
         await end_of(stream)  # at once: reading on would last as long as the negotiation may
 
-    attack_by_stranger(attack, penalised=False, limits=quick(negotiation_timeout_ms=600_000))
+    attack_by_stranger(attack, penalised=True, limits=quick(negotiation_timeout_ms=600_000))
 
 
 def gossip_attack(rpc: bytes) -> Attack:
@@ -192,10 +99,10 @@ BAD_KEY = b"\x08\x63\x12\x00"
 @pytest.mark.parametrize(
     ("message", "penalised"),
     [
-        (gossip_message(b""), False),
+        (gossip_message(b""), True),
         (gossip_message(b"", key=BAD_KEY, signature=b"forged"), True),
         (gossip_message(b"\xff" * 3, key=BAD_KEY, signature=b"forged"), True),
-        (gossip_message(to_id(peer_id_of_seed(STRANGER)).to_bytes(), topics=2, signature=b"forged"), False),
+        (gossip_message(to_id(peer_id_of_seed(STRANGER)).to_bytes(), topics=2, signature=b"forged"), True),
     ],
     ids=["empty-author", "empty-author-bad-key", "garbage-author", "forged-signature"],
 )
@@ -210,7 +117,7 @@ def test_an_oversized_gossip_message_costs_its_sender_the_connection() -> None:
         await stream.write(b"\xff\xff\xff\x7f" + bytes(1000))
         await wait_closed(stream.muxed_conn)
 
-    attack_by_stranger(attack, penalised=False)
+    attack_by_stranger(attack, penalised=True)
 
 
 def test_subscriptions_to_made_up_topics_are_not_kept() -> None:
@@ -304,24 +211,7 @@ def test_a_peer_that_ignores_flow_control_is_cut() -> None:
                     break
         await wait_closed(muxed)
 
-    attack_by_stranger(attack, penalised=False, limits=quick(receive_buffer_bytes_max=4 * 1024 * 1024))
-
-
-async def talk_raw(address: PeerAddress, said: bytes) -> bytes:
-    """Say something on a bare TCP connection and return all that is answered."""
-    stream = await trio.open_tcp_stream("127.0.0.1", address.port)
-    answered = b""
-    async with stream:
-        await stream.send_all(said)
-        with trio.move_on_after(20):
-            try:
-                while data := await stream.receive_some(65536):
-                    answered += data
-                    if b"na\n" in answered:
-                        break
-            except trio.BrokenResourceError:
-                return answered
-    return answered
+    attack_by_stranger(attack, penalised=True, limits=quick(receive_buffer_bytes_max=4 * 1024 * 1024))
 
 
 def test_garbage_and_plaintext_on_the_port_are_contained() -> None:
@@ -477,24 +367,6 @@ async def wait_closed_or_gone(villain: HostileHost) -> None:
     await until_true(lambda: not villain.host.get_network().get_connections(villain.target))
 
 
-NODE_SCRIPT = """
-import sys, trio
-from node.network import NetworkConfig, PeerAddress
-from node.network.network import Network
-seed, chain = bytes.fromhex(sys.argv[1]), bytes.fromhex(sys.argv[2])
-targets = tuple(map(PeerAddress.parse, sys.argv[3:]))
-async def on_request(peer_id, kind, payload): return payload
-async def main():
-    config = NetworkConfig(key_seed=seed, chain_id=chain, gossip_peers=targets)
-    network = Network(config, on_request=on_request, validate_gossip=lambda topic, data: True)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(network.run)
-        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
-        nursery.cancel_scope.cancel()
-trio.run(main)
-"""
-
-
 def test_a_stopped_process_is_noticed_and_dropped_and_shutting_down_does_not_wait_for_it() -> None:
     async def main() -> None:
         limits = quick(ping_interval_ms=300, ping_timeout_ms=1200)
@@ -545,22 +417,3 @@ def test_a_process_whose_peers_are_missing_refuse_and_vanish_writes_nothing_to_s
             nursery.cancel_scope.cancel()
 
     run_trio(main)
-
-
-async def spawn_node(seed: bytes, *targets: PeerAddress) -> subprocess.Popen[bytes]:
-    root = Path(__file__).parents[2]
-    return await trio.to_thread.run_sync(
-        lambda: subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", NODE_SCRIPT, seed.hex(), CHAIN.hex(), *map(str, targets)],
-            cwd=root,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    )
-
-
-def close_pipes(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()

@@ -71,7 +71,7 @@ def test_frames_that_waited_too_long_are_not_sent() -> None:
 
 
 def test_one_peers_flood_leaves_room_for_the_others_and_they_take_turns() -> None:
-    inbox: FairInbox[str] = FairInbox(3, 1000)
+    inbox: FairInbox[str] = FairInbox(3, 1000, 10_000, 4)
     accepted = sum(inbox.offer("loud", f"loud{number}", 1) for number in range(10))
     assert accepted == 3
     assert inbox.offer("quiet", "quiet0", 1)
@@ -82,7 +82,7 @@ def test_one_peers_flood_leaves_room_for_the_others_and_they_take_turns() -> Non
 
 
 def test_one_item_always_fits_an_empty_share_and_bytes_are_bounded_after() -> None:
-    inbox: FairInbox[bytes] = FairInbox(100, 10)
+    inbox: FairInbox[bytes] = FairInbox(100, 10, 1000, 4)
     assert inbox.offer("peer", b"", 50)
     assert not inbox.offer("peer", b"", 1)
 
@@ -90,7 +90,7 @@ def test_one_item_always_fits_an_empty_share_and_bytes_are_bounded_after() -> No
 def test_a_reader_waits_for_room_and_then_old_items_give_way() -> None:
     async def main() -> None:
         start_s = trio.current_time()
-        inbox: FairInbox[int] = FairInbox(2, 1000)
+        inbox: FairInbox[int] = FairInbox(2, 1000, 10_000, 4)
         for number in range(4):
             await inbox.put("peer", number, 1, 4.0)
         assert trio.current_time() - start_s >= 4.0
@@ -114,3 +114,16 @@ def test_a_token_bucket_allows_its_burst_and_then_its_rate() -> None:
     assert [bucket.take(0.0) for _ in range(4)] == [True, True, True, False]
     assert [bucket.take(1.0) for _ in range(3)] == [True, True, False]
     assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_many_peers_together_are_bounded_and_a_quiet_one_still_has_room() -> None:
+    inbox: FairInbox[int] = FairInbox(1000, 500, 1000, 10)
+    for peer in range(8):
+        while inbox.offer(f"loud {peer}", peer, 10):
+            pass
+    assert len(inbox) * 10 <= 2 * 1000
+    assert all(inbox.offer("quiet", number, 10) for number in range(10))
+    assert not inbox.offer("quiet", 10, 10)  # its fair share, as long as it is crowded
+    while len(inbox):
+        inbox.receive_nowait()
+    assert sum(inbox.offer("quiet", number, 10) for number in range(1000)) == 50
