@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -274,8 +274,16 @@ def _split(values: Floats, sizes: Sequence[tuple[int, int]], device: torch.devic
     return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
-def build_index(base: Base, adapter: Adapter, records: Sequence[Sequence[int]], shards: int = 1) -> Index:
+def build_index(
+    base: Base,
+    adapter: Adapter,
+    records: Sequence[Sequence[int]],
+    shards: int = 1,
+    between: Callable[[], None] = lambda: None,
+) -> Index:
     """Index of ``records`` (token ids without BOS and EOS), the same bytes for any number of ``shards``.
+
+    ``between`` is called before each batch of records in either pass, so that other work need not wait for all of them.
 
     Runs on the base's device; memory is about 4 bytes per coordinate and record (60 MB for 100 records of the shipped
     base at rank 16). Raises ``ValueError`` unless there are 1 to `RECORDS_MAX` records and 1 to as many shards, and
@@ -286,7 +294,7 @@ def build_index(base: Base, adapter: Adapter, records: Sequence[Sequence[int]], 
     bounds = [len(records) * k // shards for k in range(shards + 1)]
     parts = [part for k in range(shards) for part in _batched(records[bounds[k] : bounds[k + 1]])]
     # Map: gradients of every part's records, (records, wide, rank) per factor.
-    shapes, gradients = _part_gradients(base, adapter, parts)
+    shapes, gradients = _part_gradients(base, adapter, parts, between)
     # Reduce to bases: all factors have the adapter's rank, so Jacobi rotates them in one batch.
     moments = [_sum([narrow_moments(part[f]) for part in gradients]) for f in range(len(shapes))]
     bases = eigenvectors(torch.stack(moments))
@@ -294,7 +302,10 @@ def build_index(base: Base, adapter: Adapter, records: Sequence[Sequence[int]], 
         part[:] = rotated(normalised(part), list(bases))
     # Reduce to weights, then map to rows.
     found = [weights(_sum([squares(part[f]) for part in gradients])) for f in range(len(shapes))]
-    rows = [_rows(ids, part, found, shapes) for ids, part in zip(parts, gradients, strict=True)]
+    rows = []
+    for ids, part in zip(parts, gradients, strict=True):
+        between()
+        rows.append(_rows(ids, part, found, shapes))
     flat = torch.cat([w.flatten() for w in found]).cpu().numpy()
     header = IndexHeader(base.hash, adapter.hash, len(records), shapes)
     return Index(header, bases.flatten().cpu().numpy(), flat, np.concatenate(rows))
@@ -305,10 +316,11 @@ def _batched(records: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
 
 
 def _part_gradients(
-    base: Base, adapter: Adapter, parts: Sequence[Sequence[Sequence[int]]]
+    base: Base, adapter: Adapter, parts: Sequence[Sequence[Sequence[int]]], between: Callable[[], None]
 ) -> tuple[tuple[FactorShape, ...], list[list[Tensor]]]:
     gradients, shapes = list[list[Tensor]](), tuple[FactorShape, ...]()
     for part in parts:
+        between()
         batch = factors(base, adapter, [Example((), tuple(record)) for record in part])
         shapes = factor_shapes(batch)
         _check_shapes(shapes)

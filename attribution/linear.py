@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from attribution.exact.backends import family_for
 from attribution.exact.bits import pow2
-from attribution.exact.products import limbs
+from attribution.exact.products import int8_mm, limbs
 from attribution.exact.quantisation import Block, to_grid, value64
 
 # A binary32 sum of products of a 14-bit integer by weights is exact while 2^13 * (sum of |weights|) <= 2^24.
@@ -61,7 +60,7 @@ class Frozen:
         if family == "fp64":
             (_, _, weights), *_ = self._operands("fp64 forward")
             return y.copy_(torch.mm(x.q64, weights).mul_(x.scale64))
-        s = _int8_sum(x.q, self.q.t())
+        s = _int8_sum(x.q, self.q)
         return y.copy_(s.mul_(x.scale64).mul_(self.scale.double()))
 
     def backward(self, dy: Block, out: Tensor | None = None) -> Tensor:
@@ -73,10 +72,13 @@ class Frozen:
         if family == "fp64":
             (_, _, weights), *_ = self._operands("fp64 backward")
             return dx.copy_(torch.mm(dy.q64, weights).mul_(dy.scale64))
-        return dx.copy_(_int8_sum(dy.q, self.q).mul_(dy.scale64))
+        (_, _, weights), *_ = self._operands("int8 backward")
+        return dx.copy_(_int8_sum(dy.q, weights).mul_(dy.scale64))
 
     def _operands(self, kind: str) -> list[tuple[int, int, Tensor]]:
         if kind not in self._cache:
+            if kind == "int8 backward":
+                return self._cache.setdefault(kind, [(0, self.q.shape[0], self.q.t().contiguous())])
             q = self.q.t() if kind.endswith("forward") else self.q
             spans = _parts(q) if kind.startswith("fp32") else [(0, q.shape[0])]
             weights = q.float() * self.scale if kind.endswith("forward") else q.float()
@@ -112,13 +114,10 @@ def row_spans(rows: int, width: int) -> list[tuple[int, int]]:
 
 
 def _int8_sum(q: Tensor, weights: Tensor) -> Tensor:
-    """Exact integer sums as float64 (M, N) of q (M, K), 14-bit float32 integers, and int8 weights (K, N)."""
-    m, n = q.shape[0], weights.shape[1]
-    left = torch.cat(limbs(q), 0).to(torch.int8)
-    k = left.shape[1]
-    left = functional.pad(left, (0, -k % 8, 0, max(0, 32 - 2 * m)))
-    r = torch._int_mm(left, functional.pad(weights, (0, -n % 8, 0, -k % 8)).contiguous())[:, :n].double()
-    return r[:m].mul_(128.0).add_(r[m : 2 * m])
+    """Exact integer sums as float64 (M, N) of q (M, K), 14-bit float32 integers, and int8 weights (N, K)."""
+    m = q.shape[0]
+    r = int8_mm(torch.cat(limbs(q), 0).to(torch.int8), weights).double()
+    return r[:m].mul_(128.0).add_(r[m:])
 
 
 class Lora:

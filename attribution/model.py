@@ -17,7 +17,7 @@ from torch import Tensor
 from attribution.config import ModelConfig as ModelConfig
 from attribution.errors import BadModel, NotRepresentable
 from attribution.exact.bits import exponent_of, pow2, row_power
-from attribution.exact.elementary import cos_sin, exp64, log
+from attribution.exact.elementary import cos_sin, divide_, exp64, log
 from attribution.linear import WEIGHT_E_MAX, WEIGHT_E_MIN, Frozen
 from attribution.tensor_hash import tensors_digest
 
@@ -164,7 +164,7 @@ def rope_tables(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tens
     half = config.head_dim // 2
     i = torch.arange(half, dtype=torch.float64, device=device)
     theta = torch.tensor(float(config.rope_theta), dtype=torch.float64, device=device)
-    frequency = exp64(log(theta) * (i * -2.0 / float(config.head_dim)))
+    frequency = exp64(log(theta) * divide_(i * -2.0, float(config.head_dim)))
     position = torch.arange(config.max_position_embeddings, dtype=torch.float64, device=device)
     cos, sin = cos_sin(position[:, None] * frequency)
     return cos.float()[:, None, :], sin.float()[:, None, :]

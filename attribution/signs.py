@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from attribution import exact
+from attribution.exact.elementary import divide_
 from attribution.whitening import FactorShape
 
 SCALE_BITS = 24
@@ -56,7 +57,7 @@ def pack_signs(whitened: Tensor) -> Bytes:
 
 def mean_magnitudes(whitened: Sequence[Tensor]) -> Tensor:
     """Mean magnitude of every factor, ``a_f`` above: float32 (examples, factors)."""
-    means = [exact.fsum(x.abs().flatten(1)) / float(x[0].numel()) for x in whitened]
+    means = [divide_(exact.fsum(x.abs().flatten(1)), float(x[0].numel())) for x in whitened]
     return torch.cat(means, 1).float()
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from attribution import exact
 from attribution.exact.bits import pow2
+from attribution.exact.elementary import divide_
 
 if TYPE_CHECKING:
     from attribution.gradients import FactorBatch
@@ -234,7 +235,7 @@ def weights(sum_of_squares: Tensor) -> Tensor:
     """
     # The conversion is numpy's, which is C's and rounds once; a tensor cast of int64 need not.
     own = torch.from_numpy(sum_of_squares.cpu().numpy().astype("float64")).to(sum_of_squares.device)
-    mean = exact.fsum(own.float().flatten()) / float(own.numel())
+    mean = divide_(exact.fsum(own.float().flatten()), float(own.numel()))
     damped = (own + mean * DAMPING).float()
     safe = torch.where(damped > 0.0, damped, 1.0)
     return torch.where(damped > 0.0, 1.0 / exact.sqrt(safe), 0.0).add_(0.0)

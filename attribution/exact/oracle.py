@@ -65,15 +65,31 @@ def oracle_matmul(a: Tensor, b: Tensor) -> Tensor:
         raise ShapeMismatch(f"cannot multiply {tuple(a.shape)} by {tuple(b.shape)}")
     rows = [quantise_row(_floats(row)) for row in a.detach().cpu()]
     columns = [quantise_row(_floats(column)) for column in b.detach().cpu().t()]
-    out = torch.zeros(a.shape[0], b.shape[1], dtype=torch.float32)
+    out = torch.zeros(a.shape[0], b.shape[1], dtype=torch.int32)
     for i, (qa, ea) in enumerate(rows):
         for j, (qb, eb) in enumerate(columns):
             total = sum(x * y for x, y in zip(qa, qb, strict=True))
             value = float32_of(Fraction(total))
             for e in (ea, eb):
                 value = value if math.isinf(value) else float32_of(Fraction(value) * Fraction(2) ** e)
-            out[i, j] = value
-    return out + 0.0
+            out[i, j] = float32_bits(value)
+    return out.view(torch.float32)
+
+
+def float32_bits(value: float) -> int:
+    """Bit pattern, as a signed 32-bit integer, of a binary32 number; zeros lose their sign.
+
+    Made from integers: a conversion by the processor would itself flush a subnormal number where the machine does so,
+    and the oracle would agree with the fault that it is there to find.
+    """
+    if math.isinf(value):
+        bits = 0xFF << 23
+    else:
+        # A multiple of 2^-149; below 2^24 of them, the count itself is the bit pattern.
+        count = int(math.ldexp(abs(value), 149))
+        shift = max(0, count.bit_length() - 24)
+        bits = (shift << 23) + (count >> shift)
+    return bits - (1 << 31) if value < 0.0 else bits
 
 
 def _floats(row: Tensor) -> list[float]:

@@ -51,18 +51,28 @@ def product_int8(qa: Tensor, qb: Tensor) -> Tensor:
     """Exact sums as float64: int8 limbs in [-64, 64] with int32 accumulation.
 
     The limbs never use the full int8 range: without VNNI, x86 kernels add two int8 products in 16 bits with
-    saturation. Shapes are padded to what CUDA accepts (M > 16, K and N multiples of 8); it costs little on a CPU.
+    saturation.
     """
     m, n = qa.shape[0], qb.shape[1]
     out = torch.zeros(m, n, dtype=torch.float64, device=qa.device)
     for start in range(0, qa.shape[1], INT8_K_MAX):
         left = torch.cat(limbs(qa[:, start : start + INT8_K_MAX]), 0).to(torch.int8)
-        right = torch.cat(limbs(qb[start : start + INT8_K_MAX]), 1).to(torch.int8)
-        k = left.shape[1]
-        left = functional.pad(left, (0, -k % 8, 0, max(0, 32 - 2 * m)))
-        right = functional.pad(right, (0, -2 * n % 8, 0, -k % 8))
-        out += combine(torch._int_mm(left, right).double(), m, n)
+        right = torch.cat(limbs(qb[start : start + INT8_K_MAX].t()), 0).to(torch.int8)
+        out += combine(int8_mm(left, right).double(), m, n)
     return out
+
+
+def int8_mm(left: Tensor, right: Tensor) -> Tensor:
+    """Exact int32 (M, N) of left (M, K) times the transpose of right (N, K), both int8 limbs, K < 2^19.
+
+    Zeros pad the shapes to what CUDA takes: torch wants M > 16 and K and N multiples of 8, cuBLAS leading dimensions that
+    are multiples of 4 and better of 16; its integer kernels all know the layout where both operands run along K, which is
+    the faster one on a CPU, too.
+    """
+    (m, k), n = left.shape, right.shape[0]
+    left = functional.pad(left, (0, -k % 16, 0, max(32 - m, -m % 16)))
+    right = functional.pad(right, (0, -k % 16, 0, -n % 16))
+    return torch._int_mm(left, right.t())[:m, :n]
 
 
 def combine(r: Tensor, m: int, n: int) -> Tensor:

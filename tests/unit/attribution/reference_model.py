@@ -1,4 +1,8 @@
-"""The same decoder in float64 with autograd, for agreement within the quantisation error."""
+"""The same decoder in float64 with autograd, for agreement within the quantisation error.
+
+Given `noise`, it says what that error is: wherever the specification quantises a row, a number drawn from half a step to
+either side is added to each entry, which is what rounding does to them. `quantisation_bound` measures it.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,24 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 class Reference:
-    """Weights dequantised to float64; the adapter's factors require gradients."""
+    """Weights dequantised to float64; the adapter's factors, if any, require gradients."""
 
-    def __init__(self, base: Base, adapter: Adapter) -> None:
+    def __init__(self, base: Base, adapter: Adapter | None, noise: torch.Generator | None = None) -> None:
         self.config = base.config
         self.weights = {name: w.double() for name, w in dequantised(base).items()}
-        self.scale = adapter.alpha / adapter.rank
+        self.scale = adapter.alpha / adapter.rank if adapter else 0.0
+        self.noise = noise
         self.factors: Factors = {
-            m.name: (m.a.double().requires_grad_(), m.b.double().requires_grad_()) for m in adapter.modules
+            m.name: (m.a.double().requires_grad_(), m.b.double().requires_grad_())
+            for m in (adapter.modules if adapter else ())
         }
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Rows (..., K) with the error of 14 bits in each entry, or as they are."""
+        if self.noise is None:
+            return x
+        step = _steps(x)
+        return x + (torch.rand(x.shape, generator=self.noise, dtype=torch.float64) - 0.5) * step
 
     def linear(self, layer: int, projection: str, x: Tensor) -> Tensor:
         name = module_name(layer, projection)
@@ -50,22 +63,27 @@ class Reference:
 
         x = self.weights["model.embed_tokens.weight"][torch.tensor(list(ids))]
         for i in range(c.num_hidden_layers):
-            y = self.norm(f"model.layers.{i}.input_layernorm.weight", x)
+            y = self.rounded(self.norm(f"model.layers.{i}.input_layernorm.weight", x))
             q, k, v = (
                 self.linear(i, p, y).view(n, -1, width).transpose(0, 1)
                 for p in ("q_proj", "k_proj", "v_proj")
             )
             share = c.num_attention_heads // c.num_key_value_heads
-            k, v = turn(k).repeat_interleave(share, 0), v.repeat_interleave(share, 0)
-            scores = turn(q) @ k.transpose(1, 2) / width**0.5
+            powers = _steps(v).transpose(1, 2).repeat_interleave(share, 0)
+            q, k, v = (self.rounded(part) for part in (turn(q), turn(k), v))
+            k, v = k.repeat_interleave(share, 0), v.repeat_interleave(share, 0)
+            scores = q @ k.transpose(1, 2) / width**0.5
             scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf"))
-            o = (scores.softmax(-1) @ v).transpose(0, 1).reshape(n, -1)
-            x = x + self.linear(i, "o_proj", o)
-            y = self.norm(f"model.layers.{i}.post_attention_layernorm.weight", x)
+            # The power of two of each value's row is folded into p before p is quantised.
+            p = self.rounded(scores.softmax(-1) * powers) / powers
+            o = (p @ v).transpose(0, 1).reshape(n, -1)
+            x = x + self.linear(i, "o_proj", self.rounded(o))
+            y = self.rounded(self.norm(f"model.layers.{i}.post_attention_layernorm.weight", x))
             gate = self.linear(i, "gate_proj", y)
-            x = x + self.linear(i, "down_proj", gate * gate.sigmoid() * self.linear(i, "up_proj", y))
+            wide = self.rounded(gate * gate.sigmoid() * self.linear(i, "up_proj", y))
+            x = x + self.linear(i, "down_proj", wide)
         name = "model.embed_tokens" if c.tie_word_embeddings else "lm_head"
-        return self.norm("model.norm.weight", x) @ self.weights[f"{name}.weight"].t()
+        return self.rounded(self.norm("model.norm.weight", x)) @ self.weights[f"{name}.weight"].t()
 
     def loss(self, prompt: Sequence[int], completion: Sequence[int], ends: bool = True) -> Tensor:
         c = self.config
@@ -78,3 +96,24 @@ class Reference:
         names = list(self.factors)
         flat = torch.autograd.grad(loss, [t for n in names for t in self.factors[n]])
         return {n: (flat[2 * i], flat[2 * i + 1]) for i, n in enumerate(names)}
+
+
+def _steps(x: Tensor) -> Tensor:
+    """2^e of each row's 14-bit grid, float64 (..., 1); rows of zeros get the smallest."""
+    _, exponent = torch.frexp(x.detach().abs().amax(-1, keepdim=True).clamp_(min=2.0**-99))
+    return torch.ldexp(torch.ones(exponent.shape, dtype=torch.float64), exponent - 13)
+
+
+def quantisation_bound(base: Base, ids: Sequence[int], draws: int = 6) -> float:
+    """Bound on |logits - float logits| / |float logits| (Euclidean norms) that quantising may cause, without an adapter.
+
+    Twice the largest effect of `draws` random errors of half a step at every place where the specification quantises.
+    Rounding errors are fixed numbers rather than random ones, but their effect is a sum of thousands of small terms, whose
+    size hardly varies; the factor of two is for what does.
+    """
+    truth = Reference(base, None).logits(ids)
+    seen = []
+    for seed in range(draws):
+        noisy = Reference(base, None, torch.Generator().manual_seed(seed)).logits(ids)
+        seen.append(float((noisy - truth).norm() / truth.norm()))
+    return 2.0 * max(seen)

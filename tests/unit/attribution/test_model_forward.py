@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +10,16 @@ from torch import Tensor
 
 from attribution import exact
 from attribution.adapter import Adapter, LoraModule, bind
+from attribution.checkpoint import load_base
 from attribution.decoder import cross_entropy, forward, head
 from attribution.errors import BadTokens, ContextTooLong, NotRepresentable
 from attribution.exact.quantisation import Block
 from attribution.generation import logits
 from attribution.linear import Frozen
+from attribution.model import Base
+from attribution.models import BASE_PATH
 from tests.unit.attribution.model_cases import CONFIG, dequantised, records, tiny_adapter, tiny_base
-from tests.unit.attribution.reference_model import Reference
+from tests.unit.attribution.reference_model import Reference, quantisation_bound
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -27,18 +32,56 @@ def _default_backend() -> Iterator[None]:
     exact.set_backend(None)
 
 
-def test_logits_agree_with_transformers_within_the_quantisation_error() -> None:
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped heads": CONFIG,
+    "wide feed-forward, one key head": {
+        **CONFIG,
+        "hidden_size": 96,
+        "intermediate_size": 400,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 3,
+    },
+    "full heads, tied": {
+        **CONFIG,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "rope_theta": 500.0,
+    },
+    "deep, narrow heads": {
+        **CONFIG,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    },
+}
+
+
+def transformers_logits(base: Base, ids: list[int]) -> Tensor:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    base = tiny_base()
-    model = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
+    settings: dict[str, Any] = json.loads(base.config.canonical_json())
+    settings |= {name: float(settings[name]) for name in ("rms_norm_eps", "rope_theta")}
+    model = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="eager")).float()
     missing = model.load_state_dict(dequantised(base), strict=False)
     assert not missing.unexpected_keys
-    ids = [0, *records()[0]]
     with torch.no_grad():
-        theirs = model(torch.tensor([ids])).logits[0]
-    ours = logits(base, None, ids)
-    assert float((ours - theirs).norm() / theirs.norm()) < 2e-3
+        theirs: Tensor = model(torch.tensor([ids])).logits[0]
+    return theirs
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "shipped base"])
+def test_logits_agree_with_transformers_within_the_quantisation_error(shape: str) -> None:
+    """The bound is what random errors of half a step do at each place that is quantised (see `quantisation_bound`)."""
+    if shape == "shipped base":
+        base, ids = load_base(BASE_PATH), [0, *b"Return the number of items in a container."]
+    else:
+        base, ids = tiny_base(SHAPES[shape]), [0, *records()[0], *records()[1]]
+    theirs, bound = transformers_logits(base, ids), quantisation_bound(base, ids)
+    distance = float((logits(base, None, ids) - theirs).norm() / theirs.norm())
+    assert distance <= bound
+    # The bound is tight enough to mean something: the error is of its size, and small.
+    assert bound / 20 < distance
+    assert bound < 4e-3
 
 
 def test_logits_with_an_adapter_agree_with_the_float_model() -> None:

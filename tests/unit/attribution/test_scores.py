@@ -25,6 +25,7 @@ from attribution.signs import (
     sign_bytes,
 )
 from attribution.whitening import FactorShape
+from tests.profiles import examples
 from tests.unit.attribution.index_cases import RECORDS, adapter, tiny_base, tiny_index
 
 
@@ -59,7 +60,7 @@ def scanned(
     return shapes, query, signs, scales
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(scanned())
 def test_scan_is_the_formula_in_plain_integers(
     case: tuple[list[FactorShape], list[list[int]], list[list[list[int]]], list[list[int]]],

@@ -23,6 +23,7 @@ from attribution.whitening import (
     tournament,
     weights,
 )
+from tests.profiles import examples
 
 
 def spread_matrix(width: int, seed: int) -> torch.Tensor:
@@ -98,7 +99,7 @@ def random_batch(seed: int, lengths: list[int]) -> FactorBatch:
     return FactorBatch(modules, spans, (0,) * len(lengths), 2.0)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 7), min_size=1, max_size=5))
 def test_gradients_are_the_exact_product_of_each_examples_own_tokens(seed: int, lengths: list[int]) -> None:
     batch = random_batch(seed, lengths)

@@ -1,0 +1,238 @@
+"""What keeps the arithmetic the same on every machine, and which test notices its absence."""
+
+from __future__ import annotations
+
+from tests.hardening.removal import Removal
+
+BACKENDS = "attribution/exact/backends.py"
+PRODUCTS = "attribution/exact/products.py"
+ELEMENTARY = "attribution/exact/elementary.py"
+QUANTISATION = "attribution/exact/quantisation.py"
+_ADVERSARIAL = "tests/unit/attribution/test_exact_adversarial.py::"
+_FORWARD = "tests/unit/attribution/test_model_forward.py::"
+_INVARIANCES = "tests/unit/attribution/test_invariances.py::"
+_MACHINES = "tests/machines/test_accelerator.py::"
+_SELFCHECK = "tests/machines/test_selfcheck_command.py::"
+
+REMOVALS: tuple[Removal, ...] = (
+    Removal(
+        "negative zeros: their sign differs between kernels",
+        PRODUCTS,
+        "return s.mul_(scale_a).mul_(scale_b).add_(0.0).to(home)",
+        "return s.mul_(scale_a).mul_(scale_b).to(home)",
+        (f"{_ADVERSARIAL}test_the_ends_of_the_range_and_both_zeros",),
+    ),
+    Removal(
+        "binary32 limbs: sums longer than 4096 need more than 24 bits",
+        PRODUCTS,
+        "FP32_K_MAX = 1 << 12",
+        "FP32_K_MAX = 1 << 20",
+        (f"{_ADVERSARIAL}test_sums_of_small_limbs_longer_than_binary32_holds_are_exact",),
+    ),
+    Removal(
+        "int8 limbs: sums beyond int32",
+        PRODUCTS,
+        "INT8_K_MAX = 1 << 17",
+        "INT8_K_MAX = 1 << 20",
+        (f"{_ADVERSARIAL}test_sums_of_one_sign_at_full_range_beyond_int32_are_exact",),
+    ),
+    Removal(
+        "limbs combined in binary32 are rounded twice",
+        PRODUCTS,
+        "out += combine(torch.mm(left, right).double(), m, n)",
+        "out += combine(torch.mm(left, right), m, n)",
+        (f"{_ADVERSARIAL}test_sums_of_one_sign_are_rounded_once",),
+    ),
+    Removal(
+        "limbs beyond 64 saturate kernels that add in 16 bits",
+        PRODUCTS,
+        "h = torch.mul(q, 0.0078125).round_()",
+        "h = torch.mul(q, 0.0078125).floor_()",
+        (f"{_ADVERSARIAL}test_limbs_stay_where_sixteen_bit_kernels_are_exact",),
+    ),
+    Removal(
+        "sums too long for binary64 in one piece",
+        PRODUCTS,
+        "if a.shape[1] > FP64_K_MAX:",
+        "if a.shape[1] > FP64_K_MAX and a.shape[1] % 2:",
+        (f"{_ADVERSARIAL}test_every_piece_of_a_longer_sum_is_its_own_product",),
+    ),
+    Removal(
+        "shapes that CUDA's integer product refuses",
+        PRODUCTS,
+        "left = functional.pad(left, (0, -k % 16, 0, max(32 - m, -m % 16)))",
+        "left = functional.pad(left, (0, -k % 16))",
+        (f"{_MACHINES}test_the_path_from_product_to_payment_needs_neither_the_cpus_place_nor_its_habits",),
+    ),
+    Removal(
+        "binary32 weights: parts whose sums need more than 24 bits",
+        "attribution/linear.py",
+        "FP32_L1_MAX = 1 << 11",
+        "FP32_L1_MAX = 1 << 14",
+        (f"{_FORWARD}test_frozen_products_agree_over_backends_with_extreme_weights",),
+    ),
+    Removal(
+        "numbers without a block fixed-point form",
+        "attribution/exact/bits.py",
+        "if m.numel() and not float(m.amax()) < MAGNITUDE_LIMIT:",
+        "if m.numel() and float(m.amax()) == float('inf'):",
+        (f"{_ADVERSARIAL}test_numbers_without_a_form_are_refused_on_either_side_in_any_place",),
+    ),
+    Removal(
+        "an exponent shared over tokens",
+        QUANTISATION,
+        "    return torch.mul(x, scale.reciprocal()).round_(), scale\n",
+        "    scale = scale.amax().expand_as(scale).contiguous()\n"
+        "    return torch.mul(x, scale.reciprocal()).round_(), scale\n",
+        (
+            f"{_FORWARD}test_rows_do_not_depend_on_batch_order_or_later_tokens",
+            f"{_INVARIANCES}test_rows_of_several_adapters_share_the_frozen_product_and_keep_their_bits",
+        ),
+    ),
+    Removal(
+        "values not folded into the probabilities: decoding differs from prefill",
+        "attribution/attention.py",
+        "q, scale = to_grid(p * v_scale, nonnegative=True)",
+        "q, scale = to_grid(p * v_scale.amax(-1, keepdim=True), nonnegative=True)",
+        ("tests/unit/attribution/test_generation.py::test_cached_decoding_equals_prefill_bit_for_bit",),
+    ),
+    Removal(
+        "masked probabilities that are only small",
+        "attribution/attention.py",
+        "return scores if keep is None else scores.mul_(keep)",
+        "return scores",
+        (f"{_INVARIANCES}test_a_later_token_of_any_size_does_not_reach_an_earlier_one",),
+    ),
+    Removal(
+        "torch's binary32 root, which is not IEEE's",
+        ELEMENTARY,
+        "return torch.sqrt(x.double()).float()",
+        "return torch.sqrt(x)",
+        ("tests/unit/attribution/test_exact_operations.py::test_only_permitted_operations_run",),
+    ),
+    Removal(
+        "torch's exponential, which follows the instruction set",
+        ELEMENTARY,
+        "    return exp_(x.neg()).add_(1.0).reciprocal_()",
+        "    return torch.exp(x.neg()).add_(1.0).reciprocal_()",
+        (
+            "tests/unit/attribution/test_exact_operations.py::test_only_permitted_operations_run",
+            f"{_ADVERSARIAL}test_every_function_is_its_definition_in_plain_numbers",
+        ),
+    ),
+    Removal(
+        "ties broken as the library likes",
+        ELEMENTARY,
+        "return torch.where(tied, index, x.shape[-1]).amin(-1)",
+        "return torch.where(tied, index, -1).amax(-1)",
+        ("tests/unit/attribution/test_exact_functions.py::test_argmax_takes_the_lowest_of_equal_indices",),
+    ),
+    Removal(
+        "sums of numbers that are not integers on one grid",
+        "attribution/exact/reductions.py",
+        "return x.double().mul_(grid.reciprocal()).round_().sum(-1, keepdim=True).mul_(grid)",
+        "return x.double().mul_(grid.reciprocal()).sum(-1, keepdim=True).mul_(grid)",
+        (
+            "tests/property/test_exact_properties.py::test_sums_ignore_order",
+            f"{_ADVERSARIAL}test_every_function_is_its_definition_in_plain_numbers",
+        ),
+    ),
+    Removal(
+        "division by a number, which CUDA does through the reciprocal (weights)",
+        "attribution/whitening.py",
+        "mean = divide_(exact.fsum(own.float().flatten()), float(own.numel()))",
+        "mean = exact.fsum(own.float().flatten()) / float(own.numel())",
+        (f"{_MACHINES}test_divisors_are_tensors_on_the_accelerator",),
+    ),
+    Removal(
+        "division by a number, which CUDA does through the reciprocal (magnitudes)",
+        "attribution/signs.py",
+        "divide_(exact.fsum(x.abs().flatten(1)), float(x[0].numel()))",
+        "exact.fsum(x.abs().flatten(1)) / float(x[0].numel())",
+        (f"{_MACHINES}test_divisors_are_tensors_on_the_accelerator",),
+    ),
+    Removal(
+        "division by a number, which CUDA does through the reciprocal (angles)",
+        "attribution/model.py",
+        "divide_(i * -2.0, float(config.head_dim))",
+        "(i * -2.0 / float(config.head_dim))",
+        (f"{_MACHINES}test_divisors_are_tensors_on_the_accelerator",),
+    ),
+    Removal(
+        "a tensor left on the CPU",
+        "attribution/decoder.py",
+        "rows = torch.arange(logits.shape[0], device=logits.device)\n    top",
+        "rows = torch.arange(logits.shape[0])\n    weights = weights if weights is None else weights.cpu()\n    top",
+        (f"{_MACHINES}test_the_path_from_product_to_payment_needs_neither_the_cpus_place_nor_its_habits",),
+    ),
+    Removal(
+        "a binary32 backend on a GPU, where TF32 may round it",
+        BACKENDS,
+        "if _chosen is not None and PRODUCTS[_chosen][0] == device.type:",
+        "if _chosen is not None:",
+        (f"{_MACHINES}test_a_backend_chosen_for_the_cpu_is_not_used_on_a_gpu",),
+    ),
+    Removal(
+        "a machine that flushes subnormal numbers",
+        BACKENDS,
+        '("underflow", torch.full((1, 3), 3.0 * 2.0**-75), torch.full((3, 1), 5.0 * 2.0**-68)),',
+        "",
+        (
+            f"{_ADVERSARIAL}test_the_start_up_check_sees_a_machine_that_flushes_subnormal_numbers",
+            f"{_SELFCHECK}test_a_worker_refuses_to_start_where_subnormal_numbers_are_flushed",
+        ),
+    ),
+    Removal(
+        "an oracle that the machine's own rounding mode reaches",
+        "attribution/exact/oracle.py",
+        "out[i, j] = float32_bits(value)",
+        "out[i, j] = int((torch.tensor(value, dtype=torch.float32) + 0.0).view(torch.int32))",
+        (f"{_ADVERSARIAL}test_the_start_up_check_sees_a_machine_that_flushes_subnormal_numbers",),
+    ),
+    Removal(
+        "functions that nobody checks at the start",
+        BACKENDS,
+        "reports.extend(_check_functions(device) for device in devices())",
+        "reports.extend(())",
+        (
+            f"{_SELFCHECK}test_a_worker_refuses_to_start_where_a_function_is_wrong",
+            f"{_SELFCHECK}test_a_root_that_is_not_rounded_correctly_is_found",
+        ),
+    ),
+    Removal(
+        "a wrong backend that is used all the same",
+        BACKENDS,
+        "if strict and report.failed_case is not None:",
+        "if strict and report.failed_case == '':",
+        (
+            "tests/unit/attribution/test_exact_backends.py::test_selfcheck_refuses_a_backend_that_rounds_wrongly",
+        ),
+    ),
+    Removal(
+        "a worker that does not check its machine",
+        "attribution/machine.py",
+        "    for report in _failures(reports, used):\n",
+        "    for report in ():\n",
+        (
+            f"{_SELFCHECK}test_a_worker_refuses_to_start_on_a_machine_that_multiplies_wrongly",
+            f"{_SELFCHECK}test_a_worker_refuses_to_start_where_subnormal_numbers_are_flushed",
+        ),
+    ),
+    Removal(
+        "a self-check that looks at no golden hash",
+        "attribution/selfcheck.py",
+        "if not problem and found != expected:",
+        "if not problem and found != found:",
+        (
+            f"{_SELFCHECK}test_another_golden_hash_fails",
+            f"{_SELFCHECK}test_a_wrong_bit_that_the_start_up_check_is_too_small_to_see_is_found",
+        ),
+    ),
+    Removal(
+        "a self-check that fails and exits with 0",
+        "node/cli/selfcheck.py",
+        "return Exit.OK if passed else Exit.FAILED",
+        "return Exit.OK",
+        (f"{_SELFCHECK}test_a_wrong_bit_in_one_backend_is_found_and_named",),
+    ),
+)

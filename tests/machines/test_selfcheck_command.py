@@ -1,0 +1,191 @@
+"""`openledger selfcheck`, and what a worker does on a machine that computes wrongly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attribution import exact, golden
+from attribution.exact import elementary
+from attribution.exact.products import PRODUCTS, product_fp64, product_int8
+from node.cli.main import main
+from node.cli.output import Exit
+from node.recompute.worker import Engine
+from tests.machines.running import ROOT
+
+SECONDS_MAX = 30
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(gradients)
+
+
+def selfcheck(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = main(["selfcheck", "--json", *arguments])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def failed(document: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(row["check"], row["backend"]) for row in document["checks"] if not row["ok"]}
+
+
+def one_bit(product: Callable[[Tensor, Tensor], Tensor], rows_min: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A product whose first entry is off in binary32's last places, where it has at least so many rows."""
+
+    def wrong(qa: Tensor, qb: Tensor) -> Tensor:
+        out = product(qa, qb)
+        if out.shape[0] >= rows_min:
+            out[0, 0] += max(1.0, 2.0**-22 * abs(float(out[0, 0])))
+        return out
+
+    return wrong
+
+
+def test_a_sound_machine_passes_in_time_and_is_told_what_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.process_time()
+    code, document = selfcheck(capsys)
+    assert time.process_time() - started < SECONDS_MAX
+    assert (code, document["ok"], document["advice"]) == (Exit.OK, True, [])
+    hashes = golden.golden_hashes()
+    for backend in ("fp64", "fp32", "int8"):
+        rows = {row["check"]: row for row in document["checks"] if row["backend"] == backend}
+        assert {name: row["hash"] for name, row in rows.items() if row["hash"]} == hashes
+        assert rows["products = oracle"]["speed"] > 0
+    machine = document["machine"]
+    assert (machine["torch"], machine["device"]) == (torch.__version__, "cpu")
+    assert machine["cpu"]
+    assert machine["products_by"] in exact.BACKENDS
+
+
+def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["selfcheck", "--quick"]) == Exit.OK
+    shown = capsys.readouterr().out
+    assert "computes what every other one does" in shown
+    for word in ("check", "hash", "ok", "tokens/s", "GFLOP/s", torch.__version__):
+        assert word in shown
+
+
+def test_a_wrong_bit_in_one_backend_is_found_and_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRODUCTS, "int8", ("cpu", one_bit(product_int8, 1)))
+    code, document = selfcheck(capsys, "--quick")
+    assert (code, document["ok"]) == (Exit.FAILED, False)
+    assert failed(document) == {("products = oracle", "int8")}
+    assert "Wrong: int8. Right: fp32, fp64." in document["advice"]
+
+
+def test_a_wrong_bit_that_the_start_up_check_is_too_small_to_see_is_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRODUCTS, "fp64", ("cpu", one_bit(product_fp64, 30)))
+    code, document = selfcheck(capsys, "--quick")
+    assert code == Exit.FAILED
+    assert failed(document) == {("products", "fp64")}
+    assert exact.backends.chosen_backend() is None
+
+
+def test_another_golden_hash_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    document = json.loads(golden.GOLDEN_PATH.read_text())
+    document["hashes"]["logits"] = "00" * 32
+    altered = tmp_path / "golden.json"
+    altered.write_text(json.dumps(document))
+    monkeypatch.setattr(golden, "GOLDEN_PATH", altered)
+    code, shown = selfcheck(capsys, "--quick")
+    assert code == Exit.FAILED
+    assert failed(shown) == {("logits", name) for name in exact.BACKENDS}
+    assert any("not one kernel" in line for line in shown["advice"])
+    for text in ("{}", "[", '{"hashes": {"logits": ""}}'):
+        altered.write_text(text)
+        code, shown = selfcheck(capsys, "--quick")
+        assert (code, shown["checks"]) == (Exit.FAILED, [])
+        assert "golden.json" in shown["advice"][0]
+
+
+def test_a_root_that_is_not_rounded_correctly_is_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(x: Tensor) -> Tensor:
+        return x.pow(0.5)
+
+    monkeypatch.setattr(elementary, "sqrt", careless)
+    monkeypatch.setattr(elementary, "log", lambda x: torch.log(x.double()))
+    code, document = selfcheck(capsys, "--quick")
+    assert code == Exit.FAILED
+    assert ("functions = oracle", "") in failed(document)
+
+
+def test_cuda_without_a_gpu_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, document = selfcheck(capsys, "--device", "cuda")
+    assert (code, document["kind"]) == (Exit.USAGE, "UsageError")
+
+
+@pytest.mark.parametrize("backend", ["auto", "fp64", "int8"])
+def test_a_worker_refuses_to_start_on_a_machine_that_multiplies_wrongly(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """A validator must never lose its bond to its hardware."""
+    monkeypatch.setitem(PRODUCTS, "fp64", ("cpu", one_bit(product_fp64, 1)))
+    with pytest.raises(exact.BackendRefused, match="fp64"):
+        Engine("cpu", backend, 1)
+
+
+def test_a_worker_refuses_to_start_where_subnormal_numbers_are_flushed() -> None:
+    """A library built with -ffast-math switches that on for the process that loads it."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    try:
+        with pytest.raises(exact.BackendRefused, match="underflow"):
+            Engine("cpu", "auto", 1)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_a_worker_refuses_to_start_where_a_function_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elementary, "log", lambda x: torch.log(x.double()) * (1.0 + 2.0**-50))
+    with pytest.raises(exact.BackendRefused, match="functions on cpu"):
+        Engine("cpu", "auto", 1)
+
+
+def test_the_worker_process_ends_before_its_first_job_on_such_a_machine() -> None:
+    """Its daemon sees a worker that dies and answers no audit, rather than a wrong answer."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    torch.set_flush_denormal(False)
+    script = (
+        "import sys, torch; torch.set_flush_denormal(True)\n"
+        "from node.recompute.worker import main; sys.exit(main(['--device=cpu']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    ) as worker:
+        # Its input stays open: it must end by itself.
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        written, complaint = worker.stdout.read(), worker.stderr.read()
+        assert worker.wait() != 0
+    assert written == ""
+    assert "BackendRefused" in complaint
