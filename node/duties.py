@@ -6,6 +6,7 @@ work is a pure function, and the salt of a commitment is derived from the accoun
 """
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -17,10 +18,14 @@ from node.errors import NodeError
 from node.fetch import Fetcher
 from node.ledger.bodies import AttestCommit, AttestOpen, Body, Held
 from node.ledger.errors import LedgerError, MalformedError
+from node.ledger.fields import from_bytes
 from node.ledger.openings import Opening, decode_opening, output_commitment, prompt_commitment
-from node.ledger.queries import artefacts_to_hold, inferences_to_commit, inferences_to_open
+from node.ledger.queries import artefacts_to_hold, audits_owed
 from node.ledger.results import AuditResult, AuditStatus, attestation_commitment, audit_result_hash
 from node.ledger.state import (
+    INFERENCE,
+    OPEN_MAX,
+    VALUE_BYTES_MAX,
     ArtefactStatus,
     Inference,
     InferenceStatus,
@@ -42,6 +47,26 @@ TASKS_MAX = 256
 RESULTS_MAX = 2048
 
 Duty = tuple[str, bytes, int]
+
+
+@dataclass(slots=True)
+class _Records:
+    """Inferences as they were last decoded: after each block all open audits are looked at, and few of them changed."""
+
+    _known: dict[bytes, tuple[bytes, Inference]] = field(default_factory=dict)
+
+    def inference(self, reader: StateReader, name: bytes) -> Inference | None:
+        """An inference of the state, decoded only where its bytes are not those of the last time."""
+        data = reader.get(INFERENCE + name)
+        if data is None:
+            return None
+        known = self._known.pop(name, None)
+        if known is None or known[0] != data:
+            if len(self._known) >= OPEN_MAX:
+                del self._known[next(iter(self._known))]
+            known = (data, from_bytes(Inference, data, VALUE_BYTES_MAX))
+        self._known[name] = known
+        return known[1]
 
 
 class Duties:
@@ -73,6 +98,7 @@ class Duties:
         # Duties that came to nothing: the height from which on to try again, and how many heights that was.
         self._resting: dict[Duty, tuple[int, int]] = {}
         self._results: dict[bytes, AuditResult] = {}
+        self._records = _Records()
 
     def look(self, height: int) -> None:
         """Start a task for every duty owed at the executed `height` that is neither in hand nor sent lately."""
@@ -81,9 +107,10 @@ class Duties:
         owed: dict[Duty, Callable[[Duty], Awaitable[Held | AttestCommit | AttestOpen | None]]] = {}
         for artefact in artefacts_to_hold(self._reader, self._account):
             owed["hold", artefact.artefact, 0] = self._hold
-        for audit in inferences_to_commit(self._reader, self._account):
+        commits, opens = audits_owed(self._reader, self._account, self._records.inference)
+        for audit in commits:
             owed["commit", audit.inference_id, audit.attempt] = self._commit
-        for audit in inferences_to_open(self._reader, self._account):
+        for audit in opens:
             owed["open", audit.inference_id, audit.attempt] = self._open
         self._resting = {duty: rest for duty, rest in self._resting.items() if duty in owed}
         for duty, task in owed.items():

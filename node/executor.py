@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from consensus.crypto import Verifier
+from consensus.crypto import Verifier, verify
 from consensus.types import Block
 from node.ledger.accumulator import decode_accumulator, encode_accumulator
 from node.ledger.batch import Batch, decode_batch
+from node.ledger.blobs import REFERRING, blob_referred
 from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, SystemCode, encode_receipt
 from node.ledger.execute import execute_block
+from node.ledger.state import ACCOUNT
 from node.ledger.transaction import hash_transaction_bytes
 from node.storage.chain import ChainStore, ExecutedHead, Outcome
 from node.storage.errors import StorageError
@@ -43,8 +45,23 @@ class SharedVerifier(Verifier):
 
     def __call__(self, public: bytes, message: bytes, signature: bytes) -> bool:
         """Return whether the signature is good, from memory where possible."""
+        key = (public, message, signature)
         with self._lock:
-            return super().__call__(public, message, signature)
+            if key in self._good:
+                return True
+        # Not under the lock: the curve takes many times longer than the memory, and threads would wait in turn.
+        if not verify(public, message, signature):
+            return False
+        with self._lock:
+            self._good.setdefault(key)
+            if len(self._good) > self._capacity:
+                del self._good[next(iter(self._good))]
+        return True
+
+    def knows(self, public: bytes, message: bytes, signature: bytes) -> bool:
+        """Whether the signature was found good before and is remembered."""
+        with self._lock:
+            return (public, message, signature) in self._good
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +70,9 @@ class ExecutedBlock:
 
     `performed` consumed their nonce or their duty, whether they succeeded or failed; `invalid` changed nothing of their
     sender's, and some may still be owed a place (a proposer can order them too early, or without storage receipts).
-    Transactions of a batch that the ledger skipped are in neither.
+    Transactions of a batch that the ledger skipped are in neither. `references` are the records that changed and may name a
+    blob, each with the blob it needs now, and `accounts` the addresses whose balance or nonce changed.
+    `transaction_bytes` is what its transactions take, `seconds` how long their execution took.
     """
 
     block: Block
@@ -61,6 +80,10 @@ class ExecutedBlock:
     invalid: tuple[bytes, ...]
     audits_ended: tuple[bytes, ...]
     head: ExecutedHead
+    references: tuple[tuple[bytes, bytes | None], ...] = ()
+    accounts: tuple[bytes, ...] = ()
+    transaction_bytes: int = 0
+    seconds: float = 0.0
 
 
 class Executor:
@@ -153,7 +176,9 @@ class Executor:
             raise StorageError(f"block {block.height} delivered where {self.head.height + 1} was due")
         await self._make_available(block)
         batches = [self._batch(digest) for digest in block.header.payload]
+        began_s = trio.current_time()
         outcome = await trio.to_thread.run_sync(self._apply, block, batches)
+        seconds = trio.current_time() - began_s
         self.head = ExecutedHead(
             block.height,
             block.id,
@@ -178,7 +203,16 @@ class Executor:
             for receipt in outcome.receipts
             if receipt.status == ReceiptStatus.SYSTEM and receipt.code in AUDIT_ENDS
         )
-        return ExecutedBlock(block, performed, invalid, ended, self.head)
+        references = tuple(
+            (key, blob_referred(key, value))
+            for key, value in outcome.changes.items()
+            if key.startswith(REFERRING)
+        )
+        accounts = tuple(key[len(ACCOUNT) :] for key in outcome.changes if key.startswith(ACCOUNT))
+        size_bytes = sum(len(raw) for batch in batches for raw, _ in batch.items)
+        return ExecutedBlock(
+            block, performed, invalid, ended, self.head, references, accounts, size_bytes, seconds
+        )
 
     def _apply(self, block: Block, batches: list[Batch]) -> BlockOutcome:
         header = block.header

@@ -9,9 +9,9 @@ from node.ledger.batch import batch_digest, decode_batch, verify_batch
 from node.ledger.errors import LedgerError, MalformedError
 from node.network.errors import NetworkError
 from node.network.network import Network
-from node.storage.blobs import BLOB_BYTES_MAX, BlobStore
+from node.storage.blobs import BLOB_BYTES_MAX, BlobStore, Note
 from node.storage.chain import ChainStore
-from node.storage.errors import BlobDigestMismatch, BlobQuotaExceeded
+from node.storage.errors import BlobDigestMismatch, BlobQuotaExceeded, LooseQuotaExceeded
 from node.wire import BLOB_PART_BYTES, Request, encode_blob_request
 
 log = structlog.get_logger(__name__)
@@ -39,8 +39,13 @@ class Fetcher:
         self._batch_limit = trio.CapacityLimiter(BATCHES_ASKED_MAX)
         self._blob_limit = trio.CapacityLimiter(BLOBS_ASKED_MAX)
 
-    async def blob(self, name: bytes, size_bytes: int, sources: Iterable[str] = ()) -> bool:
-        """Make a blob present, durably and whole; returns whether it is. `sources` are asked before the other peers."""
+    async def blob(
+        self, name: bytes, size_bytes: int, sources: Iterable[str] = (), note: Note | None = None
+    ) -> bool:
+        """Make a blob present, durably and whole; returns whether it is. `sources` are asked before the other peers.
+
+        `note` goes with one that the ledger does not refer to (yet).
+        """
         if size_bytes > BLOB_BYTES_MAX:
             return False
         # Reading it removes a damaged copy, which is then fetched like one that was never here.
@@ -50,7 +55,7 @@ class Fetcher:
         async def ask(peer_id: str) -> None:
             async with self._blob_limit:
                 with trio.move_on_after(BLOB_TIMEOUT_S):
-                    await self._blob_from(peer_id, name, size_bytes)
+                    await self._blob_from(peer_id, name, size_bytes, note)
 
         # Two transactions may claim different sizes: who lies must not keep the other waiting.
         key = name + size_bytes.to_bytes(8, "big")
@@ -100,6 +105,9 @@ class Fetcher:
                     log.debug("fetch_failed", what=name.hex(), peer=peer_id, error=str(error))
                 except (BlobDigestMismatch, LedgerError) as error:
                     self._network.penalise(peer_id, WRONG_BYTES_POINTS, f"wrong bytes: {error}")
+                except LooseQuotaExceeded as error:  # anybody can bring that about: it is worth no alarm
+                    log.info("blob_not_taken", blob=name.hex(), reason=str(error))
+                    return False
                 except (BlobQuotaExceeded, OSError) as error:  # this node's disk, no peer's fault
                     log.error("blob_refused", blob=name.hex(), error=str(error))
                     return False
@@ -110,18 +118,21 @@ class Fetcher:
         log.warning("fetch_gave_up", what=name.hex(), rounds=ROUNDS_MAX)
         return False
 
-    async def any_blob(self, name: bytes) -> bytes | None:
+    async def any_blob(self, name: bytes, note: Note | None = None) -> bytes | None:
         """Bring a blob of unknown size here, asking every connected peer once; returns its bytes, or None."""
         for peer in self._network.peers():
             if not peer.connected:
                 continue
             try:
                 async with self._blob_limit:
-                    await self._whole_blob_from(peer.peer_id, name)
+                    await self._whole_blob_from(peer.peer_id, name, note)
             except NetworkError as error:
                 log.debug("fetch_failed", what=name.hex(), peer=peer.peer_id, error=str(error))
             except BlobDigestMismatch as error:
                 self._network.penalise(peer.peer_id, WRONG_BYTES_POINTS, f"wrong bytes: {error}")
+            except LooseQuotaExceeded as error:
+                log.info("blob_not_taken", blob=name.hex(), reason=str(error))
+                return None
             except (BlobQuotaExceeded, OSError) as error:
                 log.error("blob_refused", blob=name.hex(), error=str(error))
                 return None
@@ -130,7 +141,7 @@ class Fetcher:
                 return data
         return None
 
-    async def _whole_blob_from(self, peer_id: str, name: bytes) -> None:
+    async def _whole_blob_from(self, peer_id: str, name: bytes, note: Note | None) -> None:
         """Fetch parts up to the first that is not full."""
         data = bytearray()
         while len(data) <= BLOB_BYTES_MAX:
@@ -139,9 +150,9 @@ class Fetcher:
             if len(part) < BLOB_PART_BYTES:
                 break
         if 0 < len(data) <= BLOB_BYTES_MAX:
-            await trio.to_thread.run_sync(self._blobs.put, bytes(data), name)
+            await trio.to_thread.run_sync(self._blobs.put, bytes(data), name, note)
 
-    async def _blob_from(self, peer_id: str, name: bytes, size_bytes: int) -> None:
+    async def _blob_from(self, peer_id: str, name: bytes, size_bytes: int, note: Note | None) -> None:
         data = bytearray()
         while len(data) < size_bytes:
             part = await self._blob_part(peer_id, name, len(data))
@@ -149,7 +160,7 @@ class Fetcher:
             if len(data) > size_bytes or (len(part) < BLOB_PART_BYTES and len(data) < size_bytes):
                 return  # not here, or not of the size that was claimed
         try:
-            await trio.to_thread.run_sync(self._blobs.put, bytes(data), name)
+            await trio.to_thread.run_sync(self._blobs.put, bytes(data), name, note)
         except BlobDigestMismatch:
             # The beginning of a longer blob proves who claimed the size wrong, not who has the blob.
             if not await self._blob_part(peer_id, name, size_bytes):

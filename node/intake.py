@@ -4,24 +4,29 @@ A validator passes transactions to the other validators over direct streams; a f
 batches, and again until they are executed, since gossip may be lost. A transaction that names a blob is
 admitted only where the blob is present, and a validator vouches for the blob (a storage receipt) only after
 it has checked the content against the transaction and the bytes are synced to disk.
+
+Signatures are verified in a thread, each once; `_door` keeps admissions in the order they came.
 """
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 
 import structlog
 import trio
 
-from consensus.crypto import Verifier
+from node.clock import now_ms
 from node.directory import Directory, Identity
 from node.duties import is_owed
 from node.errors import BlobMissing, NodeError
-from node.executor import ExecutedBlock, Executor
+from node.executor import ExecutedBlock, Executor, SharedVerifier
 from node.fetch import Fetcher
-from node.ledger.admission import mempool_check
+from node.inbox import Inbox
+from node.ledger.admission import mempool_check_unsigned
 from node.ledger.batch import Item, StorageClaim, sign_storage_receipt, storage_claim
+from node.ledger.blobs import blob_named
 from node.ledger.bodies import (
     DUTY_KINDS,
+    STORED_KINDS,
     AttestCommit,
     AttestOpen,
     ContributionSubmit,
@@ -31,16 +36,22 @@ from node.ledger.bodies import (
     ProviderBond,
     Transfer,
 )
-from node.ledger.errors import LedgerError, MalformedError
+from node.ledger.errors import InvalidCode, InvalidTransactionError, LedgerError, MalformedError
 from node.ledger.records import decode_records, records_root, token_count
-from node.ledger.state import get_account
-from node.ledger.transaction import Transaction, decode_transaction, hash_transaction_bytes
+from node.ledger.state import Account, get_account
+from node.ledger.transaction import (
+    Transaction,
+    decode_transaction,
+    hash_transaction_bytes,
+    signing_digest,
+)
 from node.mempool import Mempool, Pooled
 from node.network.errors import NetworkError
 from node.network.network import Network
 from node.receipts import ReceiptBook
-from node.storage.blobs import BlobStore
+from node.storage.blobs import BlobStore, Note
 from node.storage.chain import ChainStore
+from node.storage.errors import LooseQuotaExceeded
 from node.wire import (
     TRANSACTIONS_BYTES_MAX,
     TRANSACTIONS_MAX,
@@ -69,6 +80,23 @@ UNOWED_HEIGHTS_MAX = 8
 # Millions of token ids can be in one blob; decoding more of them at once would take gigabytes.
 BLOB_CHECKS_MAX = 2
 MALFORMED_POINTS = 20
+VERIFIED_AT_ONCE_MAX = 64
+"""Signatures that one visit to the thread verifies: a few milliseconds, after which somebody else may be admitted."""
+
+ACCOUNTS_REMEMBERED_MAX = 32_768
+VOUCHED_HEIGHTS_MAX = 2_000
+"""A blob that was vouched for stays until its transaction has expired, so that may not be far away."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A transaction whose form and envelope were found good at `height`; its signature was not looked at yet."""
+
+    raw: bytes
+    tx_hash: bytes
+    transaction: Transaction
+    signed: tuple[bytes, bytes, bytes]
+    height: int
 
 
 class Intake:
@@ -86,7 +114,7 @@ class Intake:
         executor: Executor,
         mempool: Mempool,
         receipts: ReceiptBook,
-        check: Verifier,
+        check: SharedVerifier,
         changed: Callable[[], None],
         start: Callable[..., bool],
     ) -> None:
@@ -113,27 +141,54 @@ class Intake:
         # Hashes of what was submitted here and may still wait, with the time of it (s).
         self._own: dict[bytes, float] = {}
         self._wake = trio.Event()
+        self._door = trio.Lock()
+        self._verifying = trio.CapacityLimiter(1)
+        self._inbox = Inbox()
+        self._inbox_filled = trio.Event()
+        # What the state says of senders, read once: a leader asks for every sender before every block.
+        self._accounts: dict[bytes, Account] = {}
 
     # --- in ---
 
     async def submit(self, raw: bytes) -> bytes:
         """Take a transaction from this node's own user or duties, and pass it on; returns its hash.
 
-        Raises LedgerError, MempoolFull and kin, BlobMissing when it names a blob that this node does not have.
+        Raises LedgerError, MempoolFull and kin, BlobMissing when it names a blob that this node does not have,
+        LooseQuotaExceeded when its sender has too many blobs here that no executed transaction names.
         """
-        pooled = self._admit(raw)
-        if pooled is None:
-            return hash_transaction_bytes(raw, self._chain_id)
+        async with self._door:
+            candidate = self._examine(raw)
+            if candidate is None:
+                return hash_transaction_bytes(raw, self._chain_id)
+            (good,) = await self._verified([candidate])
+            pooled = self._pool(candidate, good)
+            claim = _claim_of(pooled.transaction)
+            if claim is not None:
+                self._claim(pooled, claim)
         self._own[pooled.tx_hash] = trio.current_time()
-        claim = _claim_of(pooled.transaction)
         if claim is not None:
-            if not self._blobs.has(claim.blob_digest):
-                self.mempool.discard(pooled.tx_hash)
-                raise BlobMissing(claim.blob_digest)
             await self._vouch(pooled, claim)
         self._pass_on(raw)
         self._changed()
         return pooled.tx_hash
+
+    def offer(self, peer_id: str, data: bytes) -> None:
+        """Take a message of transactions from a peer, to be admitted when its turn comes (`run_inbox`).
+
+        Past a peer's limit its further messages are dropped: whoever sent them repeats what still waits.
+        """
+        if self._inbox.put(peer_id, data):
+            self._inbox_filled.set()
+        else:
+            log.debug("transactions_dropped", peer=peer_id, reason="too many of this peer wait")
+
+    async def run_inbox(self) -> None:
+        """Admit what peers offered, one message of each peer in turn."""
+        while True:
+            while (message := self._inbox.take()) is not None:
+                await self.receive(*message)
+            self._inbox_filled = trio.Event()
+            await self._inbox_filled.wait()
 
     async def receive(self, peer_id: str, data: bytes, *, forwarded: bool = False) -> None:
         """Take transactions from a peer; those that the ledger refuses are dropped without blame.
@@ -147,22 +202,43 @@ class Intake:
             if not forwarded:
                 self._network.penalise(peer_id, MALFORMED_POINTS, str(error))
             return
+        for at in range(0, len(rows), VERIFIED_AT_ONCE_MAX):
+            async with self._door:
+                malformed = await self._admit_rows(peer_id, rows[at : at + VERIFIED_AT_ONCE_MAX])
+            if malformed is not None:
+                if not forwarded:
+                    self._network.penalise(peer_id, MALFORMED_POINTS, str(malformed))
+                break
+        self._changed()
+
+    async def _admit_rows(self, peer_id: str, rows: list[bytes]) -> MalformedError | None:
+        """Admit some of a peer's transactions, in order; returns what is wrong with the first malformed one."""
+        candidates: list[_Candidate] = []
+        malformed = None
         for raw in rows:
             try:
-                pooled = self._admit(raw)
+                candidate = self._examine(raw)
             except MalformedError as error:
-                if not forwarded:
-                    self._network.penalise(peer_id, MALFORMED_POINTS, str(error))
+                malformed = error
                 break
             except (LedgerError, NodeError) as error:
                 log.debug("transaction_refused", peer=peer_id, error=str(error))
                 continue
-            if pooled is None:
+            finally:
+                await trio.lowlevel.checkpoint()
+            if candidate is None:
                 self._meet_again(hash_transaction_bytes(raw, self._chain_id), peer_id)
-            elif (claim := _claim_of(pooled.transaction)) is not None:
+            else:
+                candidates.append(candidate)
+        for candidate, good in zip(candidates, await self._verified(candidates), strict=True):
+            try:
+                pooled = self._pool(candidate, good)
+            except (LedgerError, NodeError) as error:
+                log.debug("transaction_refused", peer=peer_id, error=str(error))
+                continue
+            if (claim := _claim_of(pooled.transaction)) is not None:
                 self._want_blob(pooled, claim, peer_id)
-            await trio.lowlevel.checkpoint()
-        self._changed()
+        return malformed
 
     def receive_receipt(self, peer_id: str, data: bytes) -> None:
         """Take a storage receipt from a peer."""
@@ -183,19 +259,61 @@ class Intake:
             return
         self._changed()
 
-    def _admit(self, raw: bytes) -> Pooled | None:
-        """Check and pool; None when it waits already or was executed."""
+    def _examine(self, raw: bytes) -> _Candidate | None:
+        """Check everything but the signature; None when it waits already or was executed. Raises LedgerError."""
         tx_hash = hash_transaction_bytes(raw, self._chain_id)
         if tx_hash in self.mempool:
             return None
         transaction = decode_transaction(raw)
         if self._performed(tx_hash, transaction):
             return None
-        self._check_admissible(transaction)
-        pooled = self.mempool.add(raw, tx_hash, transaction, duty=transaction.kind in DUTY_KINDS)
-        if pooled.duty and not self._owed(transaction):
-            self._unowed[tx_hash] = self._executor.head.height
+        self._check_envelope(transaction, len(raw))
+        signed = (transaction.sender, signing_digest(transaction), transaction.signature)
+        return _Candidate(raw, tx_hash, transaction, signed, self._executor.head.height)
+
+    async def _verified(self, candidates: list[_Candidate]) -> list[bool]:
+        """Whether each one's signature is good: from memory, or verified in a thread, where the curve leaves this one free."""
+        known = [self._check.knows(*candidate.signed) for candidate in candidates]
+        unknown = [row.signed for row, is_known in zip(candidates, known, strict=True) if not is_known]
+        if not unknown:
+            return known
+
+        def verify_all() -> list[bool]:
+            return [self._check(*signed) for signed in unknown]
+
+        found = iter(await trio.to_thread.run_sync(verify_all, limiter=self._verifying))
+        return [is_known or next(found) for is_known in known]
+
+    def _pool(self, candidate: _Candidate, good: bool) -> Pooled:
+        """Pool what was examined, looking again where a block was executed meanwhile. Raises LedgerError, MempoolFull and kin."""
+        transaction, sender = candidate.transaction, candidate.transaction.sender
+        if not good:
+            raise InvalidTransactionError(InvalidCode.BAD_SIGNATURE, sender=sender)
+        if candidate.height != self._executor.head.height:
+            self._check_envelope(transaction, len(candidate.raw))
+        duty = transaction.kind in DUTY_KINDS
+        if not duty:
+            self._check_payable(transaction)
+        pooled = self.mempool.add(
+            candidate.raw, candidate.tx_hash, transaction, duty=duty, nonce_next=self.next_nonce(sender)
+        )
+        if duty and not self._owed(transaction):
+            self._unowed[pooled.tx_hash] = self._executor.head.height
         return pooled
+
+    def _check_payable(self, transaction: Transaction) -> None:
+        """A sender's waiting transactions may not promise more in fees than it has: those past it would cost it nothing."""
+        sender, balance = transaction.sender, self._account(transaction.sender).balance
+        rival = self.mempool.rival(sender, transaction.nonce)
+        promised = self.mempool.fees_of(sender) - (0 if rival is None else rival.transaction.fee)
+        if promised + transaction.fee > balance:
+            raise InvalidTransactionError(
+                InvalidCode.FEE_UNPAYABLE,
+                "the balance does not cover the fees of what waits already and this one",
+                fee=transaction.fee,
+                promised=promised,
+                balance=balance,
+            )
 
     def _performed(self, tx_hash: bytes, transaction: Transaction) -> bool:
         """Whether it has had its effect. One that was ordered but found invalid, without nonce consumed, has not."""
@@ -205,14 +323,16 @@ class Intake:
             return not self._owed(transaction)
         return transaction.nonce < self.next_nonce(transaction.sender)
 
-    def _check_admissible(self, transaction: Transaction) -> None:
-        mempool_check(
-            self._store,
-            transaction,
-            self._executor.head.height,
-            chain_id=self._chain_id,
-            check=self._check,
-        )
+    def _check_envelope(self, transaction: Transaction, size_bytes: int) -> None:
+        height = self._executor.head.height
+        mempool_check_unsigned(self._store, transaction, size_bytes, height, chain_id=self._chain_id)
+        if transaction.kind in STORED_KINDS and transaction.valid_until > height + VOUCHED_HEIGHTS_MAX:
+            raise InvalidTransactionError(
+                InvalidCode.EXPIRY_TOO_FAR,
+                f"a transaction with a blob may stay valid for {VOUCHED_HEIGHTS_MAX} heights here",
+                valid_until=transaction.valid_until,
+                height=height,
+            )
 
     def settle(self, done: ExecutedBlock) -> None:
         """Drop what a block has dealt with.
@@ -220,20 +340,22 @@ class Intake:
         What was only ordered at the wrong time (before its turn, or without storage receipts) goes on waiting: otherwise
         one proposer could take other people's transactions out of every pool.
         """
+        for address in done.accounts:
+            self._accounts.pop(address, None)
         gone = set(done.performed)
         for tx_hash in done.invalid:
             pooled = self.mempool.get(tx_hash)
             if pooled is not None and not self._still_admissible(pooled):
                 gone.add(tx_hash)
-        self.mempool.settle(gone, cache(self.next_nonce), done.head.height)
+        self.mempool.settle(gone, self.next_nonce, done.head.height)
         self._weigh_duties(done.head.height)
         self._own = {tx_hash: since_s for tx_hash, since_s in self._own.items() if tx_hash in self.mempool}
 
     def _weigh_duties(self, height: int) -> None:
         """Note which waiting duties the state does not ask for, and drop those it has not asked for in a while."""
         unowed: dict[bytes, int] = {}
-        for pooled in self.mempool:
-            if pooled.duty and not self._owed(pooled.transaction):
+        for pooled in self.mempool.duties():
+            if not self._owed(pooled.transaction):
                 since = self._unowed.get(pooled.tx_hash, height)
                 if height - since < UNOWED_HEIGHTS_MAX:
                     unowed[pooled.tx_hash] = since
@@ -249,7 +371,7 @@ class Intake:
 
     def _still_admissible(self, pooled: Pooled) -> bool:
         try:
-            self._check_admissible(pooled.transaction)
+            self._check_envelope(pooled.transaction, len(pooled.raw))
         except LedgerError:
             return False
         return not pooled.duty
@@ -265,20 +387,47 @@ class Intake:
             or senders.count(sender) >= BLOB_TASKS_PER_SENDER_MAX
         ):
             return  # gossip brings the transaction again
+        if not self._blobs.has(claim.blob_digest) and not self._blobs.has_room(sender, claim.blob_bytes):
+            log.info("blob_not_taken", tx_hash=pooled.tx_hash.hex(), reason="its sender's quota is used up")
+            self.mempool.discard(pooled.tx_hash)
+            return
         if self._start(self._fetch_and_vouch, pooled, claim, peer_id):
             self._fetching[pooled.tx_hash] = sender
 
     async def _fetch_and_vouch(self, pooled: Pooled, claim: StorageClaim, peer_id: str) -> None:
         try:
-            if await self._fetcher.blob(claim.blob_digest, claim.blob_bytes, (peer_id,)):
+            note = self._note(pooled)
+            if await self._fetcher.blob(claim.blob_digest, claim.blob_bytes, (peer_id,), note):
+                self._claim(pooled, claim)
                 await self._vouch(pooled, claim)
                 self._changed()
             else:
                 self.mempool.discard(pooled.tx_hash)
-        except (MalformedError, OSError) as error:
+        except (MalformedError, BlobMissing, LooseQuotaExceeded, OSError) as error:
             log.warning("blob_refused", tx_hash=pooled.tx_hash.hex(), error=str(error))
         finally:
             self._fetching.pop(pooled.tx_hash, None)
+
+    def _note(self, pooled: Pooled) -> Note:
+        transaction = pooled.transaction
+        return Note(
+            transaction.sender, self._executor.head.height, now_ms(), until_height=transaction.valid_until
+        )
+
+    def _claim(self, pooled: Pooled, claim: StorageClaim) -> None:
+        """Count the blob for the transaction's sender from now on, until the transaction has expired; else drop it and raise."""
+        try:
+            if not self._blobs.has(claim.blob_digest):
+                raise BlobMissing(claim.blob_digest)
+            self._blobs.claim(claim.blob_digest, self._note(pooled))
+        except (BlobMissing, LooseQuotaExceeded, OSError):
+            self.mempool.discard(pooled.tx_hash)
+            raise
+
+    def blobs_named(self) -> set[bytes]:
+        """Blobs that waiting transactions name."""
+        named = (blob_named(pooled.transaction.body) for pooled in self.mempool)
+        return {name for name in named if name is not None}
 
     async def _vouch(self, pooled: Pooled, claim: StorageClaim) -> None:
         """Check a blob against its transaction and, as a validator, say with a signature that it is stored."""
@@ -370,7 +519,7 @@ class Intake:
         claim = _claim_of(transaction)
         if claim is not None and self._receipts.quorum(claim) is None:
             return False
-        return get_account(self._store, transaction.sender).balance >= transaction.fee
+        return self._account(transaction.sender).balance >= transaction.fee
 
     def withheld(self, in_flight: set[bytes]) -> set[bytes]:
         """What must not be chosen now: transactions that are ordered already, and duties the state does not ask for."""
@@ -390,7 +539,7 @@ class Intake:
         broke: set[bytes] = set()
         for pooled in chosen:
             sender, fee = pooled.transaction.sender, pooled.transaction.fee
-            balance = get_account(self._store, sender).balance
+            balance = self._account(sender).balance
             if not pooled.duty and (sender in broke or balance - spent.get(sender, 0) < fee):
                 broke.add(sender)  # the rest of its line would have the wrong nonce
                 continue
@@ -405,7 +554,15 @@ class Intake:
 
     def next_nonce(self, sender: bytes) -> int:
         """The nonce that the ledger expects of a sender at the executed height."""
-        return get_account(self._store, sender).nonce
+        return self._account(sender).nonce
+
+    def _account(self, sender: bytes) -> Account:
+        known = self._accounts.get(sender)
+        if known is None:
+            if len(self._accounts) >= ACCOUNTS_REMEMBERED_MAX:
+                self._accounts.clear()
+            known = self._accounts[sender] = get_account(self._store, sender)
+        return known
 
 
 def _claim_of(transaction: Transaction) -> StorageClaim | None:

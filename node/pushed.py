@@ -27,6 +27,7 @@ class PushedBatches:
 
     bytes_max: int = UNUSED_BYTES_MAX
     _unused: dict[bytes, dict[bytes, tuple[int, int]]] = field(default_factory=dict)
+    _told: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, author: bytes, name: bytes, size_bytes: int, height: int) -> bool:
         """Count a batch that is not stored yet; False, and nothing counted, when the author's quota is used up."""
@@ -36,6 +37,12 @@ class PushedBatches:
             return False
         unused[name] = (size_bytes, height)
         return True
+
+    def worth_telling(self, author: bytes, height: int) -> bool:
+        """Whether a refusal of this author's is the first at this height: a flood of batches must not become one of log lines."""
+        first = self._told.get(author) != height
+        self._told[author] = height
+        return first
 
     def used(self, names: Iterable[bytes]) -> None:
         """Count these no longer: an executed block names them, so they stay."""

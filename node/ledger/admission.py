@@ -70,8 +70,17 @@ def mempool_check(
     It may carry a nonce up to params.nonce_gap_max ahead. A duty is admitted from validators only; whether it is owed is
     decided where it executes. Storage receipts and the body's own conditions are not looked at.
     """
-    params, size_bytes = get_params(reader), len(encode_transaction(transaction))
+    mempool_check_unsigned(
+        reader, transaction, len(encode_transaction(transaction)), height, chain_id=chain_id
+    )
+    verify_signature(transaction, check)
+
+
+def mempool_check_unsigned(
+    reader: StateReader, transaction: Transaction, size_bytes: int, height: int, *, chain_id: bytes
+) -> None:
+    """All of `mempool_check` but the signature, which takes longest and needs no state."""
+    params = get_params(reader)
     check_envelope(reader, params, transaction, size_bytes, chain_id, height + 1, params.nonce_gap_max)
     if transaction.kind in DUTY_KINDS and get_validators(reader).by_account(transaction.sender) is None:
         raise InvalidTransactionError(InvalidCode.DUTY_NOT_OWED, "not a validator", sender=transaction.sender)
-    verify_signature(transaction, check)

@@ -37,6 +37,7 @@ from node.ledger.state import (
     BATCH_WINDOW,
     BATCHES,
     HEAD_KEY,
+    PARAMS_KEY,
     BatchWindow,
     Head,
     Overlay,
@@ -199,6 +200,10 @@ def _outcome(
     for key in sorted(overlay.changes):
         old, new = reader.get(key), overlay.changes[key]
         if old != new:
+            if key == PARAMS_KEY:
+                # Audits read the attribution floor from the state, each validator at a height of its own: a change
+                # would make honest ones disagree. Whoever allows one has to pin it in each inference first.
+                raise ExecutionError("parameters are set by the genesis alone", height=context.height)
             changes[key] = new
             differences.append((key, old, new))
     root = receipts_root(receipts)

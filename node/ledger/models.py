@@ -25,6 +25,9 @@ from node.ledger.state import (
     get_deadlines,
 )
 
+RECORDS_PER_ADAPTER_MAX = 4_096
+"""Records that one index can hold (attribution.whitening.RECORDS_MAX): every validator would refuse to build a longer one."""
+
 
 def register_base(
     overlay: Overlay, env: Environment, sender: bytes, body: BaseRegister, tx_hash: bytes
@@ -73,17 +76,20 @@ def publish_adapter(
 
 
 def _check_contributions(overlay: Overlay, env: Environment, contributions: tuple[bytes, ...]) -> None:
-    """Bound the contributions and, so that a settlement stays small, the distinct contributors."""
+    """Bound the contributions, their records and, so that a settlement stays small, the distinct contributors."""
     if len(contributions) > env.params.contributions_per_adapter_max:
         raise FailedTransactionError(FailureCode.LIMIT_EXCEEDED, contributions=len(contributions))
-    contributors = set()
+    contributors, records = set(), 0
     for name in contributions:
         contribution = get_contribution(overlay, name)
         if contribution is None:
             raise FailedTransactionError(FailureCode.UNKNOWN_CONTRIBUTION, contribution=name)
         contributors.add(contribution.contributor)
+        records += contribution.record_count
     if len(contributors) > env.params.contributors_per_adapter_max:
         raise FailedTransactionError(FailureCode.LIMIT_EXCEEDED, contributors=len(contributors))
+    if records > RECORDS_PER_ADAPTER_MAX:
+        raise FailedTransactionError(FailureCode.LIMIT_EXCEEDED, records=records)
 
 
 def _await_holders(overlay: Overlay, env: Environment, artefact: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.ledger.data import datanet_entry_key
@@ -65,10 +66,12 @@ def artefacts_to_hold(reader: StateReader, account: bytes) -> tuple[HoldDuty, ..
     return tuple(duties)
 
 
-def _audits(reader: StateReader) -> list[tuple[bytes, Inference]]:
+def _audits(
+    reader: StateReader, read: Callable[[StateReader, bytes], Inference | None] = get_inference
+) -> list[tuple[bytes, Inference]]:
     found = []
     for entry in get_deadlines(reader, AUDITS_KEY):
-        inference = get_inference(reader, entry.id)
+        inference = read(reader, entry.id)
         if inference is None:
             raise ExecutionError("the index names an unknown inference", inference=entry.id)
         found.append((entry.id, inference))
@@ -84,26 +87,36 @@ def inferences_to_reveal(reader: StateReader, provider: bytes) -> tuple[AuditDut
     )
 
 
+def audits_owed(
+    reader: StateReader,
+    account: bytes,
+    read: Callable[[StateReader, bytes], Inference | None] = get_inference,
+) -> tuple[tuple[AuditDuty, ...], tuple[AuditDuty, ...]]:
+    """(inferences to commit to, commitments to open) of this validator, in one pass; `read` may remember records."""
+    commits, opens = [], []
+    for name, inference in _audits(reader, read):
+        duty = AuditDuty(name, inference.attempt, inference)
+        opened = inference.opened(account)
+        if inference.status == InferenceStatus.COMMITTING:
+            if opened is None and inference.committed(account) is None:
+                commits.append(duty)
+        elif (
+            inference.status == InferenceStatus.OPENING
+            and inference.committed(account) is not None
+            and (opened is None or opened.attempt != inference.attempt)
+        ):
+            opens.append(duty)
+    return tuple(commits), tuple(opens)
+
+
 def inferences_to_commit(reader: StateReader, account: bytes) -> tuple[AuditDuty, ...]:
     """Revealed inferences that this validator has neither committed to in this attempt nor opened in an earlier one."""
-    return tuple(
-        AuditDuty(name, inference.attempt, inference)
-        for name, inference in _audits(reader)
-        if inference.status == InferenceStatus.COMMITTING
-        and inference.committed(account) is None
-        and inference.opened(account) is None
-    )
+    return audits_owed(reader, account)[0]
 
 
 def inferences_to_open(reader: StateReader, account: bytes) -> tuple[AuditDuty, ...]:
     """Inferences whose openings are taken, that this validator committed to in this attempt and has not opened."""
-    duties = []
-    for name, inference in _audits(reader):
-        if inference.status == InferenceStatus.OPENING and inference.committed(account) is not None:
-            opened = inference.opened(account)
-            if opened is None or opened.attempt != inference.attempt:
-                duties.append(AuditDuty(name, inference.attempt, inference))
-    return tuple(duties)
+    return audits_owed(reader, account)[1]
 
 
 def inferences_awaiting_draw(reader: StateReader) -> tuple[bytes, ...]:

@@ -122,6 +122,15 @@ class JobRefused:
         return ["refused", self.reason]
 
 
+@dataclass(frozen=True, slots=True)
+class IndexRefused(JobRefused):
+    """A `JobRefused` that says which job it is about: an audit may be in hand beside the index."""
+
+    def fields(self) -> Fields:
+        """The result as an array."""
+        return ["index-refused", self.reason]
+
+
 JobResult = IndexBuilt | AuditDone | JobRefused
 
 
@@ -183,5 +192,7 @@ def parse_result(body: bytes) -> JobResult:
             return AuditDone(status, result_hash, tuple((address, share) for address, share in shares))
         case ["refused", str(reason)]:
             return JobRefused(reason)
+        case ["index-refused", str(reason)]:
+            return IndexRefused(reason)
         case other:
             raise WorkerProtocolError(f"no result: {str(other)[:80]}")

@@ -26,6 +26,7 @@ from node.recompute.jobs import (
     AuditJob,
     IndexBuilt,
     IndexJob,
+    IndexRefused,
     Job,
     JobRefused,
     JobResult,
@@ -65,14 +66,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(jobs: BinaryIO, results: BinaryIO, make_engine: Callable[[], "Engine"]) -> None:
-    """Answer each job in turn, for ever; `_read_jobs` ends the process when the daemon has gone."""
+    """Answer each job in turn, for ever; `_read_jobs` ends the process when the daemon has gone.
+
+    An audit that comes while an index is built is done between two batches of its records: audits have deadlines.
+    """
     waiting: queue.Queue[bytes] = queue.Queue(JOBS_WAITING_MAX)
     # Before the engine, whose making takes seconds in which the daemon may die too.
     threading.Thread(target=_read_jobs, args=(jobs, waiting), daemon=True).start()
     engine = make_engine()
-    while True:
-        results.write(pack_frame(engine.perform(parse_job(waiting.get())).fields()))
+
+    def answer(result: JobResult) -> None:
+        results.write(pack_frame(result.fields()))
         results.flush()
+
+    def between() -> None:
+        while not waiting.empty():  # only this thread takes from it
+            match parse_job(waiting.get()):
+                case AuditJob() as audit:
+                    answer(engine.perform(audit))
+                case IndexJob():
+                    answer(IndexRefused("an index is being built"))
+
+    while True:
+        match parse_job(waiting.get()):
+            case AuditJob() as audit:
+                answer(engine.perform(audit))
+            case IndexJob() as index:
+                result = engine.perform(index, between)
+                answer(IndexRefused(result.reason) if isinstance(result, JobRefused) else result)
 
 
 def _read_jobs(jobs: BinaryIO, waiting: "queue.Queue[bytes]") -> None:
@@ -90,19 +111,15 @@ class Engine:
     """The arithmetic of this machine, checked once, with the models it has opened."""
 
     def __init__(self, device: str, backend: str, threads: int) -> None:
-        import torch
+        from attribution.machine import prepare
 
-        from attribution import exact
+        self._device = prepare(device, backend, threads)
 
-        torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
-        self._device = _choose_device(device)
-        exact.selfcheck()
-        if backend != "auto":
-            exact.set_backend(f"cuda-{backend}" if self._device == "cuda" else backend)
+    def perform(self, job: Job, between: Callable[[], None] = lambda: None) -> JobResult:
+        """Do one job; a file that is missing or damaged is a refusal, never a crash and never a verdict.
 
-    def perform(self, job: Job) -> JobResult:
-        """Do one job; a file that is missing or damaged is a refusal, never a crash and never a verdict."""
+        `between` is called again and again while an index is built.
+        """
         from attribution.errors import ExactError
         from attribution.index import IndexFileError
 
@@ -111,18 +128,18 @@ class Engine:
         try:
             match job:
                 case IndexJob():
-                    return self._build_index(job)
+                    return self._build_index(job, between)
                 case AuditJob():
                     return self._audit(job)
         except refusals as error:
             return JobRefused(f"{type(error).__name__}: {error}")
 
-    def _build_index(self, job: IndexJob) -> IndexBuilt:
+    def _build_index(self, job: IndexJob, between: Callable[[], None]) -> IndexBuilt:
         from attribution.index import build_index
 
         records = [record for path in job.contributions for record in decode_records(read_blob(path))]
         base, adapter = self._models(job.base, job.adapter, job.adapter_hash)
-        index = build_index(base, adapter, records)
+        index = build_index(base, adapter, records, between=between)
         folder = Path(job.index_folder)
         # A folder under the final name is always whole: a killed build leaves only the other one.
         unfinished = folder.with_suffix(".part")
@@ -192,14 +209,6 @@ def read_blob(path: str) -> bytes:
     if digest("blob", data).hex() != Path(path).name:
         raise BlobDamaged(path)
     return data
-
-
-def _choose_device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 @lru_cache(maxsize=4)

@@ -21,6 +21,7 @@ from node.ledger.bodies import (
     InferenceReveal,
     ProviderBond,
 )
+from node.ledger.fields import from_bytes
 from node.ledger.openings import Opening, encode_opening
 from node.ledger.records import encode_records
 from node.ledger.results import AuditStatus, audit_result_hash
@@ -448,3 +449,30 @@ def test_a_duty_is_owed_exactly_where_the_ledger_takes_it() -> None:
     world.until(inference, InferenceStatus.COMMITTING)  # no quorum: the next attempt
     assert world.inference(inference).attempt == 1
     check_agreement(world, inference, adapter)
+
+
+def test_an_audit_that_did_not_change_is_not_decoded_again(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands may be open, and each block asks for all of them while votes wait."""
+    world = World()
+    inference = revealed(world, room, encode_opening(GOOD))
+    decoded: list[object] = []
+
+    def noted(cls: type[Any], data: bytes, bytes_max: int) -> Any:
+        decoded.append(cls)
+        return from_bytes(cls, data, bytes_max)
+
+    async def main() -> None:
+        desk = Desk(room, world)
+        (commitment,) = await desk.look()
+        monkeypatch.setattr("node.duties.from_bytes", noted)
+        for _ in range(5):
+            await desk.look()
+        assert decoded == []
+        commit_all(world, ME, inference, commitment)
+        await desk.look()
+        assert len(decoded) == 1
+        assert len(desk.submitted) == 2
+
+    run(main)

@@ -1,14 +1,18 @@
 """The way in: when a blob transaction may be ordered, what is vouched for, what leaves the pool, who is blamed."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from consensus.crypto import verify
 from node import intake
 from node.config import MempoolSection
 from node.errors import BlobMissing
+from node.inbox import MESSAGES_PER_PEER_MAX
 from node.ledger.batch import StorageClaim, sign_storage_receipt, storage_claim
 from node.ledger.block import ReceiptStatus, decode_receipt
 from node.ledger.bodies import BaseRegister, ContributionSubmit, DatanetCreate, Held, Transfer
@@ -16,6 +20,8 @@ from node.ledger.errors import InvalidTransactionError, MalformedError
 from node.ledger.records import encode_records, records_root
 from node.ledger.state import get_account
 from node.ledger.transaction import decode_transaction
+from node.storage.blobs import LOOSE_BYTES_MIN, LooseLimits, Note
+from node.storage.errors import LooseQuotaExceeded
 from node.wire import Frame, StorageReceiptFrame, encode_storage_receipt, encode_transactions
 from tests.unit.node.rooms import Room, peer_id, run, until, with_rooms
 from tests.unit.node_ledger.world import BASE_HASH, VALIDATORS, address, seed
@@ -426,3 +432,211 @@ def test_what_waits_to_be_published_is_bounded_and_the_rest_goes_with_a_repetiti
 
     run(lambda: with_rooms([room], body))
     room.close()
+
+
+# --- bounds ---
+
+
+def blob_limits(room: Room, sender_bytes: int) -> None:
+    room.blobs.loose_limits = LooseLimits(owner_bytes_max=sender_bytes, unnamed_bytes_max=1 << 20)
+
+
+def loose(room: Room, data: bytes) -> bytes:
+    """A blob that came by RPC."""
+    return room.blobs.put(data, note=Note(b"", 0, 0))
+
+
+def test_a_senders_blobs_have_a_quota_with_a_typed_refusal_that_leaves_no_trace(room: Room) -> None:
+    blob_limits(room, 2 * LOOSE_BYTES_MIN)
+    rows = []
+    for number in range(3):
+        records = [[number, 7]]
+        data = encode_records(records)
+        lie: dict[str, int | bytes] = {
+            "records_root": records_root(records),
+            "record_count": 1,
+            "token_count": 2,
+            "blob_digest": loose(room, data),
+            "blob_bytes": len(data),
+        }
+        rows.append(room.tx("ann", contribution(room, **lie), nonce=number))
+
+    async def main() -> None:
+        await room.intake.submit(rows[0])
+        await room.intake.submit(rows[1])
+        with pytest.raises(LooseQuotaExceeded):
+            await room.intake.submit(rows[2])
+        assert [pooled.raw for pooled in room.mempool] == rows[:2]
+        note = room.blobs.note(decode_blob(rows[0]))
+        assert note is not None
+        assert (note.owner, note.until_height) == (address("ann"), 50)
+
+    run(main)
+
+
+def decode_blob(raw: bytes) -> bytes:
+    body = decode_transaction(raw).body
+    assert isinstance(body, ContributionSubmit)
+    return body.blob_digest
+
+
+def test_a_peers_transaction_over_its_senders_quota_fetches_nothing(tmp_path: Path) -> None:
+    here, there = Room("val0", tmp_path), Room("val1", tmp_path)
+    here.connect(there)
+    blob_limits(here, 1)
+    raw = there.tx("ann", contribution(there))
+
+    async def body() -> None:
+        await here.intake.receive(PEER, encode_transactions([raw]))
+        assert here.loopback.requests == []
+        assert len(here.mempool) == 0
+        assert here.loopback.blamed == []
+
+    run(lambda: with_rooms([here, there], body))
+    here.close()
+    there.close()
+
+
+def test_nothing_is_vouched_for_that_would_have_to_be_kept_for_very_long(room: Room) -> None:
+    far = room.tx("ann", contribution(room), valid_until=room.executor.head.height + 5000)
+
+    async def main() -> None:
+        with pytest.raises(InvalidTransactionError) as refused:
+            await room.intake.submit(far)
+        assert refused.value.code == "expiry-too-far"
+        await room.intake.submit(room.tx("ann", Transfer(address("ben"), 1), valid_until=5000))
+
+    run(main)
+
+
+def test_a_sender_cannot_promise_more_fees_than_it_has(room: Room) -> None:
+    """Otherwise one balance could fill the pool with dear transactions of which it pays one."""
+    balance = get_account(room.store, address("ann")).balance
+    third = balance // 3
+
+    async def main() -> None:
+        await room.intake.submit(room.tx("ann", Transfer(address("ben"), 1), fee=third))
+        with pytest.raises(InvalidTransactionError) as refused:
+            await room.intake.submit(
+                room.tx("ann", Transfer(address("ben"), 1), nonce=1, fee=balance - third + 1)
+            )
+        assert refused.value.code == "fee-unpayable"
+        await room.intake.submit(room.tx("ann", Transfer(address("ben"), 1), nonce=1, fee=third))
+        # What it replaces is not counted twice.
+        await room.intake.submit(room.tx("ann", Transfer(address("ben"), 1), fee=balance - third))
+        assert room.mempool.fees_of(address("ann")) == balance
+
+    run(main)
+
+
+def test_a_block_between_the_check_and_the_pool_is_noticed(room: Room) -> None:
+    """While a signature is verified in its thread, the transaction may be executed or overtaken."""
+    raw = room.tx("ann", Transfer(address("ben"), 5))
+    other = room.tx("ann", Transfer(address("cid"), 6))
+
+    async def body() -> None:
+        candidate = room.intake._examine(raw)
+        assert candidate is not None
+        await room.order(room.batch(1, other))
+        with pytest.raises(InvalidTransactionError):
+            room.intake._pool(candidate, True)
+        assert len(room.mempool) == 0
+
+    run(lambda: with_rooms([room], body))
+
+
+def test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def noted(public: bytes, message: bytes, signature: bytes) -> bool:
+        threads.append(threading.current_thread().name)
+        return verify(public, message, signature)
+
+    monkeypatch.setattr("node.executor.verify", noted)
+    rows = [room.tx("ann", Transfer(address("ben"), 1), nonce=nonce) for nonce in range(5)]
+    own = room.tx("ben", Transfer(address("cid"), 1))
+
+    async def body() -> None:
+        await room.intake.receive(PEER, encode_transactions(rows))
+        await room.intake.submit(own)
+        assert len(threads) == 6
+        assert threading.current_thread().name not in threads
+        for raw in (*rows, own):
+            room.mempool.discard(room.hash(raw))
+        await room.intake.receive(PEER, encode_transactions([*rows, own]))
+        assert len(room.mempool) == 6
+        await room.order(room.batch(1, *rows, own))
+        assert len(room.mempool) == 0
+        # The batch's own signature is the only one that was new.
+        assert len(threads) == 7
+
+    run(lambda: with_rooms([room], body))
+
+
+def test_admissions_keep_the_order_in_which_they_came(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long each signature takes."""
+    rows = [room.tx("ann", Transfer(address("ben"), 1), nonce=nonce) for nonce in range(8)]
+    slow = threading.Event()
+
+    def slower(public: bytes, message: bytes, signature: bytes) -> bool:
+        slow.wait(0.002 * (len(room.mempool) % 3))
+        return verify(public, message, signature)
+
+    monkeypatch.setattr("node.executor.verify", slower)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for raw in rows:
+                nursery.start_soon(room.intake.submit, raw)
+                await trio.testing.wait_all_tasks_blocked()
+        assert [pooled.raw for pooled in room.mempool] == rows
+
+    run(main)
+
+
+def test_what_one_peer_offers_too_much_is_dropped_and_another_has_its_turn(room: Room) -> None:
+    rows = [
+        room.tx("ann", Transfer(address("ben"), 1), nonce=nonce) for nonce in range(MESSAGES_PER_PEER_MAX)
+    ]
+    quiet = room.tx("cid", Transfer(address("ben"), 1))
+
+    async def body() -> None:
+        assert room.nursery is not None
+        for raw in rows * 2:
+            room.intake.offer("loud", encode_transactions([raw]))
+        room.intake.offer("quiet", encode_transactions([quiet]))
+        assert len(room.intake._inbox) == MESSAGES_PER_PEER_MAX + 1
+        room.nursery.start_soon(room.intake.run_inbox)
+        await until(lambda: room.hash(quiet) in room.mempool)
+        assert len(room.mempool) < MESSAGES_PER_PEER_MAX
+        await until(lambda: len(room.mempool) == MESSAGES_PER_PEER_MAX + 1)
+        assert room.loopback.blamed == []
+
+    run(lambda: with_rooms([room], body))
+
+
+def test_what_the_state_says_of_senders_is_read_once_and_anew_after_a_block(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader asks for every sender before every block; thousands of reads would hold up the votes."""
+    raw = room.tx("ann", Transfer(address("ben"), 5))
+    reads: list[bytes] = []
+    real = room.store.get
+
+    def noted(key: bytes) -> bytes | None:
+        reads.append(key)
+        return real(key)
+
+    async def body() -> None:
+        await room.intake.submit(raw)
+        with monkeypatch.context() as patch:
+            patch.setattr(room.store, "get", noted)
+            for _ in range(20):
+                assert select(room) == [room.hash(raw)]
+        assert reads == []
+        await room.order(room.batch(1, raw))
+        assert room.intake.next_nonce(address("ann")) == 1
+
+    run(lambda: with_rooms([room], body))

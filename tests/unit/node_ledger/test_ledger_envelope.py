@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from consensus.codec import decode, encode
+from node.ledger import transitions
 from node.ledger.admission import mempool_check
 from node.ledger.batch import (
     BATCH_BYTES_MAX,
@@ -15,13 +16,13 @@ from node.ledger.batch import (
     sign_batch,
     verify_batch,
 )
-from node.ledger.block import ReceiptStatus
+from node.ledger.block import Receipt, ReceiptStatus
 from node.ledger.bodies import AttestCommit, DatanetCreate, Held, Transfer
 from node.ledger.errors import ExecutionError, InvalidTransactionError, MalformedError
 from node.ledger.params import OPEN
-from node.ledger.state import get_account, get_batch_window, get_supply
+from node.ledger.state import PARAMS_KEY, Overlay, get_account, get_batch_window, get_supply
 from node.ledger.transaction import decode_transaction, encode_transaction, sign_transaction
-from tests.unit.node_ledger.world import BALANCE, VALIDATORS, World, address, consensus_key, seed
+from tests.unit.node_ledger.world import BALANCE, PARAMS, VALIDATORS, World, address, consensus_key, seed
 
 PAY = Transfer(address("ben"), OPEN)
 
@@ -257,3 +258,16 @@ def test_an_outcome_lists_only_real_changes_in_the_order_of_keys() -> None:
     outcome = world.block(world.tx("ann", PAY))
     assert list(outcome.changes) == sorted(outcome.changes)
     assert all(before.get(key) != value for key, value in outcome.changes.items())
+
+
+def test_no_block_changes_the_parameters_that_audits_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validators audit one call at different heights; with another floor for each, none of them would be a quorum."""
+
+    def amend(overlay: Overlay, *_: object) -> list[Receipt]:
+        overlay.put_record(PARAMS_KEY, replace(PARAMS, attribution_floor_ppm=1))
+        return []
+
+    world = World()
+    monkeypatch.setitem(transitions.TRANSITIONS, Transfer.KIND, amend)
+    with pytest.raises(ExecutionError, match="genesis alone"):
+        world.submit("ann", Transfer(address("ben"), 1))

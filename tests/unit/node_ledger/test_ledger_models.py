@@ -2,7 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
+from attribution.whitening import RECORDS_MAX
 from consensus.digest import digest
+from node.ledger import models
 from node.ledger.block import ReceiptStatus
 from node.ledger.bodies import BaseRegister, Body, DatanetCreate, Held, ProviderBond
 from node.ledger.params import OPEN
@@ -126,6 +130,25 @@ def test_publishing_fails_with_a_typed_code() -> None:
     extra = tuple(world.accept("ann", world.contribution(datanet, text)) for text in "xy")
     assert fails(world, "owner", world.adapter_body((*mine, *extra))) == "limit-exceeded"
     world.accept("owner", world.adapter_body((*mine, extra[0])))
+
+
+def test_an_adapter_of_more_records_than_an_index_can_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise every validator would read all of them, and refuse, as often as it looks at its duties."""
+    world = World()
+    _, contributions = with_data(world)
+    with_base(world)
+    found = [get_contribution(world.state, name) for name in contributions]
+    count = sum(contribution.record_count for contribution in found if contribution is not None)
+    monkeypatch.setattr(models, "RECORDS_PER_ADAPTER_MAX", count - 1)
+    assert fails(world, "owner", world.adapter_body(contributions)) == "limit-exceeded"
+    monkeypatch.setattr(models, "RECORDS_PER_ADAPTER_MAX", count)
+    world.accept("owner", world.adapter_body(contributions))
+
+
+def test_the_ledger_takes_as_many_records_as_an_index_does() -> None:
+    assert models.RECORDS_PER_ADAPTER_MAX == RECORDS_MAX
 
 
 def test_of_two_adapters_with_the_same_tensors_the_first_confirmed_is_the_one() -> None:

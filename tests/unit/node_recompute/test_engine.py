@@ -162,3 +162,18 @@ def test_the_longest_inference_that_the_ledger_takes_fits_a_frame(desk: Desk) ->
     longest = (2**32 - 1,) * TOKENS_MAX
     job = replace(desk.audit, prompt_ids=longest, output_ids=longest, owners=((ANN, 10_000),) * 512)
     assert parse_job(pack_frame(job.fields())[4:]) == job
+
+
+def test_an_audit_between_two_batches_of_an_index_changes_neither(desk: Desk) -> None:
+    alone, found = desk.done(), []
+
+    def between() -> None:
+        found.append(desk.engine.perform(desk.audit))
+
+    many = tuple(desk.index_job.contributions) * 8  # three batches of records
+    other = replace(desk.index_job, contributions=many, index_folder=f"{desk.index}-many")
+    built = desk.engine.perform(other, between)
+    assert isinstance(built, IndexBuilt)
+    assert built == desk.engine.perform(other)
+    assert len(found) == 2 * 3
+    assert set(found) == {alone}

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from node.recompute.jobs import (
     AuditJob,
     IndexBuilt,
     IndexJob,
+    IndexRefused,
     JobRefused,
+    JobResult,
     WorkerProtocolError,
     pack_frame,
     parse_job,
@@ -32,9 +35,10 @@ AUDIT = AuditJob(
 
 ANSWER = """
 import os, sys
-from node.recompute.jobs import IndexBuilt, pack_frame, read_frame
-while read_frame(sys.stdin.buffer) is not None:
-    sys.stdout.buffer.write(pack_frame(IndexBuilt(os.getpid().to_bytes(4, "big"), 7).fields()))
+from node.recompute.jobs import AuditDone, AuditJob, IndexBuilt, pack_frame, parse_job, read_frame
+while (body := read_frame(sys.stdin.buffer)) is not None:
+    audit, name = isinstance(parse_job(body), AuditJob), os.getpid().to_bytes(32, "big")
+    sys.stdout.buffer.write(pack_frame((AuditDone(0, name, ()) if audit else IndexBuilt(name, 7)).fields()))
     sys.stdout.buffer.flush()
 """
 CRASH_ONCE = (
@@ -48,6 +52,31 @@ if not mark.exists():
 """
     + ANSWER
 )
+SLOW_INDEX = """
+import sys, threading
+from node.recompute.jobs import AuditJob, IndexBuilt, AuditDone, JobRefused
+from node.recompute.worker import serve
+audited = threading.Event()
+class Engine:
+    def perform(self, job, between=lambda: None):
+        if isinstance(job, AuditJob):
+            audited.set()
+            return AuditDone(0, b"a" * 32, ())
+        while not audited.is_set():
+            between()
+        return JobRefused("damaged") if job.base == "damaged" else IndexBuilt(b"i" * 32, 7)
+serve(sys.stdin.buffer, sys.stdout.buffer, Engine)
+"""
+CRASH_ON_INDEX = """
+import os, select, sys
+from node.recompute.jobs import AuditDone, IndexJob, pack_frame, parse_job, read_frame
+while (body := read_frame(sys.stdin.buffer)) is not None:
+    if isinstance(parse_job(body), IndexJob):
+        select.select([0], [], [], 0.5)  # at first the audit comes to be in hand too
+        os._exit(3)
+    sys.stdout.buffer.write(pack_frame(AuditDone(0, b"a" * 32, ()).fields()))
+    sys.stdout.buffer.flush()
+"""
 CRASH_ALWAYS = "import sys; sys.stdin.buffer.read(8); sys.exit(3)"
 GARBAGE = "import sys; sys.stdin.buffer.read(8); sys.stdout.buffer.write(b'\\xff' * 64)"
 
@@ -81,9 +110,15 @@ def test_a_job_survives_its_frame(job: IndexJob | AuditJob) -> None:
 
 
 @pytest.mark.parametrize(
-    "result", [IndexBuilt(b"r" * 32, 3), AuditDone(0, b"h" * 32, ((b"o" * 32, 10**9),)), JobRefused("why")]
+    "result",
+    [
+        IndexBuilt(b"r" * 32, 3),
+        AuditDone(0, b"h" * 32, ((b"o" * 32, 10**9),)),
+        JobRefused("why"),
+        IndexRefused("why"),
+    ],
 )
-def test_a_result_survives_its_frame(result: IndexBuilt | AuditDone | JobRefused) -> None:
+def test_a_result_survives_its_frame(result: JobResult) -> None:
     assert parse_result(pack_frame(result.fields())[4:]) == result
 
 
@@ -128,6 +163,72 @@ def test_audits_overtake_indices_that_wait() -> None:
 
     trio.run(main)
     assert order == ["audit 1", "audit 2", "index 1", "index 2"]
+
+
+@pytest.mark.parametrize(
+    ("job", "built"),
+    [
+        (JOB, IndexBuilt(b"i" * 32, 7)),
+        (replace(JOB, base="damaged"), IndexRefused("damaged")),
+    ],
+)
+def test_an_audit_is_done_while_an_index_is_being_built(job: IndexJob, built: JobResult) -> None:
+    """The index ends only after the audit was done: without pre-emption neither would."""
+    ended: list[object] = []
+
+    async def both(worker: RecomputeProcess) -> None:
+        async def submit(job: IndexJob | AuditJob) -> None:
+            ended.append(await worker.submit(job))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit, job)
+            while worker._indices.in_hand is None:  # noqa: ASYNC110 - the process has to take it
+                await trio.sleep(0.01)
+            nursery.start_soon(submit, AUDIT)
+
+    run(SLOW_INDEX, body=both)
+    assert ended == [AuditDone(0, b"a" * 32, ()), built]
+
+
+def test_an_audit_survives_an_index_that_kills_every_process_it_shares_with_it() -> None:
+    async def both(worker: RecomputeProcess) -> list[object]:
+        results: list[object] = []
+
+        async def submit(job: IndexJob | AuditJob) -> None:
+            results.append(await worker.submit(job))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit, JOB)
+            while worker._indices.in_hand is None:  # noqa: ASYNC110 - the process has to take it
+                await trio.sleep(0.01)
+            nursery.start_soon(submit, AUDIT)
+        return results
+
+    results = run(CRASH_ON_INDEX, body=both)
+    assert set(results) == {  # type: ignore[call-overload]
+        AuditDone(0, b"a" * 32, ()),
+        JobRefused("the worker died 3 times over this job"),
+    }
+
+
+def test_what_may_have_killed_a_process_is_done_alone() -> None:
+    """The audit that shared a process with a job that kills it has to have a try without that."""
+    worker = RecomputeProcess([])
+    for lane, job in ((worker._indices, JOB), (worker._audits, AUDIT)):
+        lane.waiting.append(worker_process._Ticket(job, trio.Event()))
+    audit = worker._next()
+    assert audit is worker._audits
+    audit.in_hand = audit.waiting.popleft()
+    assert worker._next() is None  # an index begins when no audit waits
+    audit.answered(JobRefused("done"))
+    index = worker._next()
+    assert index is worker._indices
+    index.in_hand = index.waiting.popleft()
+    index.in_hand.tries = 1
+    audit.waiting.append(worker_process._Ticket(AUDIT, trio.Event()))
+    assert worker._next() is None
+    index.in_hand.tries = 0
+    assert worker._next() is audit
 
 
 def test_a_crash_costs_one_try_and_the_job_is_done_by_the_next_process(tmp_path: Path) -> None:
