@@ -7,22 +7,21 @@ import trio
 
 from consensus.errors import CodecError
 from node import __version__
-from node.errors import NotReady
+from node.errors import NotReady, TransactionDropped
 from node.ledger.batch import decode_batch
 from node.ledger.block import Receipt, ReceiptStatus, decode_receipt
 from node.ledger.bodies import BODIES
 from node.ledger.errors import MalformedError
 from node.ledger.state import StateReader, get_account
 from node.ledger.transaction import decode_transaction, hash_transaction_bytes
+from node.metrics import Metrics
+from node.observe import not_ready_reason, standing_of
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView
 
 if TYPE_CHECKING:
     from node.node import Node
 
 log = structlog.get_logger(__name__)
-
-# A validator that executed nothing for so long is not ready: several heartbeats and view changes.
-SILENCE_MS_MAX = 15_000
 
 _OUTCOMES: dict[int, Outcome] = {
     ReceiptStatus.OK: "ok",
@@ -48,7 +47,7 @@ class DaemonBackend:
             for peer in node.network.peers()
             if peer.connected
         )
-        reason = self._not_ready_reason(peers)
+        reason = not_ready_reason(standing_of(node, frozenset(peer.peer_id for peer in peers)))
         return NodeStatus(
             chain_id=node.chain_id,
             moniker=node.config.node.moniker,
@@ -68,24 +67,21 @@ class DaemonBackend:
             mempool_transactions=len(node.mempool),
         )
 
-    def _not_ready_reason(self, peers: tuple[PeerView, ...]) -> str:
-        node = self._node
-        if node.driver.diverged is not None and node.driver.diverged.committed:
-            return f"this node's state differs from the quorum's at height {node.driver.diverged.height}"
-        if node.sync.syncing:
-            return "catching up with the chain"
-        seen = {node.directory.validator_of[peer.peer_id] for peer in peers if peer.validator}
-        if node.identity.consensus_key is not None:
-            seen.add(node.identity.consensus_key)
-        entries = node.directory.validators.validators
-        if not node.directory.validators.is_quorum(
-            frozenset(entry.account for entry in entries if entry.consensus_key in seen)
-        ):
-            return "no quorum of validators is connected"
-        silence_ms = node.silence_ms()
-        if silence_ms > SILENCE_MS_MAX:
-            return f"nothing was executed for {silence_ms // 1000} s"
-        return ""
+    @property
+    def metrics(self) -> Metrics:
+        """Where calls are counted."""
+        return self._node.metrics
+
+    async def metrics_text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return await self._node.observer.render()
+
+    async def wait_executed(self, height: int) -> int:
+        """The executed height, once it is above `height`."""
+        executor = self._node.executor
+        while executor.head.height <= height:
+            await executor.progress()
+        return executor.head.height
 
     def reader(self) -> StateReader:
         """The ledger's state at the executed height."""
@@ -136,11 +132,12 @@ class DaemonBackend:
         return self._node.mempool.next_nonce(address, get_account(self._node.store, address).nonce)
 
     def transaction(self, tx_hash: bytes) -> TransactionView | None:
-        """A pending or committed transaction, or None."""
+        """A pending or committed transaction, or None; raises TransactionDropped for one that had to give way."""
         place = self._node.store.transaction_place(tx_hash)
         if place is None:
             pooled = self._node.mempool.get(tx_hash)
             if pooled is None:
+                self._say_dropped(tx_hash)
                 return None
             transaction = pooled.transaction
             kind = BODIES[transaction.kind].NAME
@@ -154,15 +151,26 @@ class DaemonBackend:
         raw = self._transactions_of(block.header.payload).get(tx_hash)
         return _committed(decode_receipt(outcome.receipts[position]), raw, height)
 
+    def _say_dropped(self, tx_hash: bytes) -> None:
+        """Raise TransactionDropped for one that left the pool for another: who waits for it should know."""
+        reason = self._node.mempool.dropped(tx_hash)
+        if reason is not None:
+            raise TransactionDropped(self._node.config.mempool.transactions_max, reason)
+
     async def submit_transaction(self, raw: bytes) -> bytes:
         """Check, pool and pass on a transaction; returns its hash."""
         self._need_state()
-        return await self._node.intake.submit(raw)
+        try:
+            return await self._node.intake.submit(raw)
+        except OSError as error:
+            log.error("blob_not_noted", error=str(error))
+            raise NotReady(f"the blob cannot be accounted for: {error.strerror or error}") from error
 
     async def put_blob(self, data: bytes) -> bytes:
         """Store a blob durably; validators fetch it when a transaction names it."""
         try:
-            return await trio.to_thread.run_sync(self._node.blobs.put, data)
+            note = self._node.keeper.fresh_note(self._node.executor.head.height)
+            return await trio.to_thread.run_sync(self._node.blobs.put, data, None, note)
         except OSError as error:  # most often: the disk is full
             log.error("blob_not_stored", error=str(error))
             raise NotReady(f"the blob cannot be stored: {error.strerror or error}") from error
@@ -170,7 +178,11 @@ class DaemonBackend:
     async def get_blob(self, digest: bytes) -> bytes | None:
         """A blob's bytes from this node's store, else from a peer that has it, or None."""
         data = await trio.to_thread.run_sync(self._node.blobs.get, digest)
-        return data if data is not None else await self._node.fetcher.any_blob(digest)
+        if data is not None:
+            return data
+        return await self._node.fetcher.any_blob(
+            digest, self._node.keeper.fresh_note(self._node.executor.head.height)
+        )
 
     def _need_state(self) -> None:
         diverged = self._node.driver.diverged

@@ -10,11 +10,11 @@ import http.client
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 if TYPE_CHECKING:
     from node.ledger.bodies import Body
@@ -25,8 +25,11 @@ VALID_HEIGHTS = 1000
 """How many heights a transaction built here stays valid, unless the caller says otherwise."""
 
 _SERVER_BUSY = -32010
+_RATE_LIMITED = -32015
 _NOT_FOUND = -32001
 _BACKOFF_S = 0.1
+_RETRY_AFTER_S_MAX = 5.0
+_EVENT_LINE_BYTES_MAX = 2**20
 
 
 class ClientError(Exception):
@@ -90,11 +93,23 @@ class Sent:
     valid_until: int
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of ``/events``: its ``kind``, its ``id`` (``HEIGHT-INDEX``, "" where it has none), and its members.
+
+    Kinds are "block", "transaction" and "receipt"; "gap" says which blocks were left out because they lie too far back.
+    """
+
+    kind: str
+    id: str
+    data: dict[str, Any]
+
+
 class Client:
     """Calls to one node.
 
     ``url`` is ``http://HOST:PORT``; ``timeout_s`` bounds each socket operation of a call, ``retries`` how often a call
-    is repeated when the connection breaks or the node says that it is busy.
+    is repeated when the connection breaks or the node says that it is busy or called too often.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, retries: int = 2) -> None:
@@ -124,8 +139,12 @@ class Client:
                 if last:
                     raise
             except RpcError as error:
-                if last or error.code != _SERVER_BUSY:
+                if last or error.code not in (_SERVER_BUSY, _RATE_LIMITED):
                     raise
+                after_s = _retry_after_s(error)
+                if after_s > _RETRY_AFTER_S_MAX:
+                    raise
+                time.sleep(after_s)
             time.sleep(_BACKOFF_S * 2**attempt)
         raise NodeUnreachable(self.url, "retries must not be negative")
 
@@ -164,6 +183,62 @@ class Client:
         if "result" not in response:
             raise NodeUnreachable(self.url, "the answer has neither a result nor an error; is this a node?")
         return response["result"]
+
+    def events(self, after: str | None = None, **wanted: str) -> Iterator[Event]:
+        """What executed blocks hold, as it happens, without an end; closing the iterator closes the connection.
+
+        ``wanted`` are the filters of ``docs/rpc.md``: ``types``, ``hash``, ``sender``, ``status``, ``subject``. ``after``
+        is the id of the last event that is not wanted any more, or a height; without it come new blocks only. A broken
+        connection is resumed where it broke. Raises `RpcError` where the node refuses, `NodeUnreachable` after as many
+        failures in a row as `call` allows.
+        """
+        failures = 0
+        while True:
+            try:
+                for event in self._stream(after, wanted):
+                    failures = 0
+                    after = event.id or after
+                    if event.kind not in ("", "end"):
+                        yield event
+                reason = "the node ended the stream"
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(error) or type(error).__name__
+            failures += 1
+            if failures > self._retries:
+                raise NodeUnreachable(self.url, reason)
+            time.sleep(_BACKOFF_S * 2**failures)
+
+    def _stream(self, after: str | None, wanted: dict[str, str]) -> Iterator[Event]:
+        """The events of one connection; those of kind "" only carry an id."""
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        try:
+            headers = {} if after is None else {"last-event-id": after}
+            connection.request("GET", f"/events?{urlencode(wanted)}", headers=headers)
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                self._result(response.read(_EVENT_LINE_BYTES_MAX), 0)
+                raise NodeUnreachable(self.url, f"/events answered {response.status}; is this a node?")
+            kind, identity, text = "", "", ""
+            while line := response.readline(_EVENT_LINE_BYTES_MAX):
+                name, _, value = line.decode("utf-8", "replace").rstrip("\n").partition(": ")
+                if not name:
+                    yield Event(kind, identity, self._event_data(text))
+                    kind, identity, text = "", "", ""
+                elif name == "event":
+                    kind = value
+                elif name == "id":
+                    identity = value
+                elif name == "data":
+                    text = value
+        finally:
+            connection.close()
+
+    def _event_data(self, text: str) -> dict[str, Any]:
+        try:
+            data = json.loads(text or "{}")
+        except ValueError as error:
+            raise NodeUnreachable(self.url, "an event is not JSON; is this a node?") from error
+        return data if isinstance(data, dict) else {}
 
     def status(self) -> shapes.Status:
         """Where the node stands."""
@@ -300,3 +375,9 @@ class Client:
     def wait_height(self, height: int, timeout_s: float = 60.0) -> None:
         """Wait until the node executed ``height``."""
         self.wait_until(f"height {height}", lambda: self.status()["height"] >= height, timeout_s)
+
+
+def _retry_after_s(error: RpcError) -> float:
+    """How long the node asks to wait; 0 where it does not say."""
+    after_ms = error.data.get("retry_after_ms", 0)
+    return after_ms / 1000 if isinstance(after_ms, int) else 0.0

@@ -70,15 +70,16 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 async def _serve(node: Node) -> None:
     """Run the node's tasks until a signal arrives."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(_stop_on_signal, node, nursery.cancel_scope)
         await nursery.start(node.run)
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
+async def _stop_on_signal(node: Node, scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         number = await anext(signals)
     # Stopping takes a bounded time; a second Ctrl-C must not turn it into a traceback.
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     log.info("stopping", signal=signal.Signals(number).name)
+    await node.stop()
     scope.cancel()

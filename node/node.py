@@ -21,7 +21,7 @@ from consensus.replica import Replica
 from consensus.types import Block
 from node.artefacts import Artefacts, hold_shipped_base
 from node.backend import DaemonBackend
-from node.clock import now_ms
+from node.clock import ClockWatch, moved_ms, now_ms
 from node.config import Config
 from node.directory import make_directory
 from node.driver import Driver, DriverPorts
@@ -30,25 +30,28 @@ from node.executor import ExecutedBlock, Executor, SharedVerifier
 from node.fetch import Fetcher, check_batch, store_batch
 from node.home import Home, write_atomic
 from node.intake import Intake
+from node.keeper import Keeper, loose_limits
 from node.ledger.batch import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, Item, encode_batch, sign_batch
 from node.ledger.errors import LedgerError
 from node.ledger.genesis import chain_id
 from node.ledger.state import get_batch_window, get_inference, get_validators
 from node.mempool import Mempool, Pooled
+from node.metrics import Metrics
 from node.network import Limits, NetworkConfig, PeerAddress, PeerEvent
 from node.network.errors import NetworkError
 from node.network.network import Network
+from node.observe import MeteredWorker, Observer
 from node.pushed import PushedBatches
 from node.receipts import ReceiptBook
-from node.recompute.process import RecomputeProcess, worker_command
+from node.recompute.process import worker_command
 from node.rpc.server import serve_rpc
 from node.startup import (
     BEACON_REVEALS,
     check_validator,
     consensus_config,
+    guard_record,
     load_genesis,
     load_identity,
-    mark_key_used,
     open_chain,
     recovered_state,
     refuse_lost_record,
@@ -77,9 +80,13 @@ BATCH_OVERHEAD_BYTES = 96 << 10
 EXPIRY_HEIGHTS = 100
 BATCH_ENVELOPE_BYTES = 256
 PUBLISH_TIMEOUT_S = 2.0
+# How long a validator that comes back listens before it starts something: an idle chain is heard once in a heartbeat.
+LISTEN_HEARTBEATS = 2
+FRESH_CHAIN_MS = 60_000
 # Looking through the pool takes time, and a busy network changes it hundreds of times a second.
 PAYLOAD_DELAY_S = 0.005
 LOOK_HEIGHTS = 8
+RPC_END_S_MAX = 1.0
 
 
 class Node:
@@ -101,8 +108,8 @@ class Node:
         self.directory = make_directory(get_validators(self.store))
         check_validator(self.identity, self.directory.validators)
         if self.validator:
-            mark_key_used(home, self.chain_id)
-        self.blobs = BlobStore(home.blobs_path, config.storage.blobs_bytes_max)
+            guard_record(home, self.store, self.chain_id, self.epoch)
+        self.blobs = BlobStore(home.blobs_path, config.storage.blobs_bytes_max, loose_limits(config.storage))
         self.mempool = Mempool(config.mempool)
         self.network = Network(
             self._network_config(),
@@ -113,7 +120,12 @@ class Node:
         verifier = SharedVerifier()
         fetcher = Fetcher(self.network, self.store, self.blobs, self.chain_id)
         self.executor = Executor(self.store, self.chain_id, self._make_available, self._on_executed, verifier)
-        self.driver = Driver(self._replica(genesis), self.store, self._ports())
+        self.driver = Driver(
+            self._replica(genesis),
+            self.store,
+            self._ports(),
+            listen_ms=self._listen_ms(genesis),
+        )
         self.sync = Sync(
             self.network,
             self.store,
@@ -142,8 +154,14 @@ class Node:
             self._payload_changed,
             self._start,
         )
+        self.keeper = Keeper(
+            self.store, self.blobs, config.storage, self.intake.blobs_named, self._ordered_payload
+        )
         section = config.attribution
-        self.worker = RecomputeProcess(worker_command(section.device, section.backend, section.threads))
+        self.metrics = Metrics()
+        self.observer = Observer(self, self.metrics)
+        command = worker_command(section.device, section.backend, section.threads)
+        self.worker = MeteredWorker(command, self.metrics)
         self.artefacts = Artefacts(home.artefacts_path, self.blobs, self.store, fetcher, self.worker)
         self.duties = Duties(
             self.identity,
@@ -156,7 +174,10 @@ class Node:
             self._start,
         )
         self.fetcher = fetcher
+        self.stopping = trio.Event()
+        self._rpc_ended: trio.Event | None = None
         self._executed_ms = now_ms()
+        self._clock_watch = ClockWatch(config.consensus.drift_ms_max)
         self._addresses = {
             PeerAddress.parse(text).peer_id: text
             for text in (*config.network.mesh_peers, *config.network.gossip_peers)
@@ -191,12 +212,14 @@ class Node:
     async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; reports the RPC's URL once everything listens."""
         self.executor.recover()
+        await trio.to_thread.run_sync(self.keeper.recall, self.executor.head.height)
         await hold_shipped_base(self.artefacts)
         async with trio.open_nursery() as nursery, trio.open_nursery() as background:
             self._background = background
             await nursery.start(self.network.run)
             nursery.start_soon(self._receive_frames)
             nursery.start_soon(self._receive_gossip)
+            nursery.start_soon(self.intake.run_inbox)
             nursery.start_soon(self.driver.run)
             nursery.start_soon(self.executor.run)
             nursery.start_soon(self.sync.run)
@@ -206,11 +229,23 @@ class Node:
                 self.duties.look(self.executor.head.height)
             else:
                 nursery.start_soon(self.intake.run_gossip)
-            url = await nursery.start(serve_rpc, DaemonBackend(self), self.config.rpc, trio.Event())
+            url = await nursery.start(self._serve_rpc)
             write_atomic(self.home.rpc_url_path, f"{url}\n".encode(), mode=0o644)
             log.info("listening", rpc=url, p2p=str(self.network.address), height=self.executor.head.height)
             task_status.started(url)
             await trio.sleep_forever()
+
+    async def _serve_rpc(self, task_status: Any) -> None:
+        self._rpc_ended = trio.Event()
+        await serve_rpc(DaemonBackend(self), self.config.rpc, self.stopping, task_status)
+        self._rpc_ended.set()
+
+    async def stop(self) -> None:
+        """Say so to whoever asks or listens, and return once the RPC's clients have been dealt with: within a second."""
+        self.stopping.set()
+        if self._rpc_ended is not None:
+            with trio.move_on_after(RPC_END_S_MAX):
+                await self._rpc_ended.wait()
 
     async def _run_worker(self) -> None:
         """Start the worker after the first block: its import of torch would slow down a node that is joining."""
@@ -269,6 +304,11 @@ class Node:
             beacon=None if beacon_seed is None else BeaconChain(beacon_seed, BEACON_REVEALS),
             recovered=recovered_state(self.store, settings),
         )
+
+    def _listen_ms(self, genesis: Block) -> int:
+        """How long to listen before starting anything: not at all with a key that cannot have signed on this chain yet."""
+        fresh = now_ms() - genesis.header.timestamp_ms < FRESH_CHAIN_MS and self.store.safety_record() is None
+        return 0 if fresh or not self.validator else LISTEN_HEARTBEATS * self.config.consensus.heartbeat_ms
 
     def _ports(self) -> DriverPorts:
         return DriverPorts(
@@ -382,7 +422,7 @@ class Node:
             case Frame.BATCH:
                 self._take_batch(peer_id, payload)
             case Frame.TRANSACTIONS:
-                await self.intake.receive(peer_id, payload)
+                self.intake.offer(peer_id, payload)
             case Frame.STORAGE_RECEIPT:
                 self.intake.receive_receipt(peer_id, payload)
             case _:
@@ -397,7 +437,8 @@ class Node:
         name = check_batch(data, self.chain_id, author=entry.account)
         if self.store.batch(name) is None:
             if not self._pushed.add(entry.account, name, len(data), self.executor.head.height):
-                log.warning("batch_not_taken", author=entry.account.hex(), reason="its quota is used up")
+                if self._pushed.worth_telling(entry.account, self.executor.head.height):
+                    log.warning("batch_not_taken", author=entry.account.hex(), reason="its quota is used up")
                 return
             self.store.put_batch(name, data)
             # Once: a peer that repeats itself must not fill the driver's queue. Consensus asks for what it forgot.
@@ -430,12 +471,19 @@ class Node:
         """Tell everyone what a block changed."""
         header, head = done.block.header, done.head
         self._executed_ms = now_ms()
+        self.observer.executed(done)
         self.driver.tell(
             Executed(head.height, head.block_id, head.state_digest, head.accumulator_root, now_ms())
         )
         self._pushed.used(header.payload)
         if head.height % EXPIRY_HEIGHTS == 0:
             self._expire_batches(head.height)
+        self._clock_watch.note_moved(moved_ms())
+        if not self.executor.waiting_blocks:
+            self._clock_watch.compare(header.timestamp_ms, now_ms(), trio.current_time())
+        self.keeper.executed(done)
+        if self.keeper.due(head.height):
+            self._start(self.keeper.collect, head.height)
         self.intake.settle(done)
         self._payload_changed()
         # While more blocks wait, what this one asks for may be long over: the last of them, or one of many, is looked at.
@@ -448,20 +496,25 @@ class Node:
 
     def _expire_batches(self, height: int) -> None:
         """Remove old batches that no block came to use; what a block in flight names stays."""
+        needed = set(self._ordered_payload())
+        for name in self._pushed.expire(height, needed):
+            self.store.drop_batch(name)
+
+    def _ordered_payload(self) -> list[bytes]:
+        """Batches of blocks that are stored but not executed."""
         # In this order: a block that is committed meanwhile is found on one side or on both, never on neither.
         blocks = [*self.store.uncommitted_blocks()]
-        for waiting in range(height + 1, self.store.committed_height() + 1):
+        for waiting in range(self.executor.head.height + 1, self.store.committed_height() + 1):
             block = self.store.block_at(waiting)
             if block is not None:
                 blocks.append(block)
-        needed = {name for block in blocks for name in block.header.payload}
-        for name in self._pushed.expire(height, needed):
-            self.store.drop_batch(name)
+        return [name for block in blocks for name in block.header.payload]
 
     async def _forget_opening(self, inference: bytes) -> None:
         """Prune the text of an audited call once its audit has ended; commitments and result stay on the ledger."""
         record = get_inference(self.store, inference)
-        if record is not None and record.blob_digest:
+        # The same bytes may answer another call, whose audit is not over.
+        if record is not None and record.blob_digest and not self.keeper.refers(record.blob_digest):
             await trio.to_thread.run_sync(forget_opening, self.blobs, record)
 
     async def _announce(self) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from node.ledger.block import Receipt
 from node.ledger.state import StateReader
+from node.metrics import Metrics
 
 Outcome = Literal["ok", "failed", "invalid"]
 
@@ -31,7 +32,7 @@ class NodeStatus:
 
     ``height`` is the executed height and ``state_digest`` (32 bytes) the state's digest there; ``height_committed``
     may be ahead of it. ``syncing`` is true while the node knows of commits that it has not executed and is
-    fetching them. ``ready`` is false while the daemon starts, syncs or sees no quorum, with ``not_ready_reason``.
+    fetching them. ``ready`` is false while the daemon starts, syncs, stands still, stops or sees no quorum, with ``not_ready_reason``.
     """
 
     chain_id: bytes
@@ -108,6 +109,19 @@ class Backend(Protocol):
 
     def reader(self) -> StateReader:
         """Return the ledger's state at the executed height."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where the server counts its calls."""
+        ...
+
+    async def metrics_text(self) -> bytes:
+        """Return all metrics of the node in Prometheus' text format."""
+        ...
+
+    async def wait_executed(self, height: int) -> int:
+        """Return the executed height, once it is above ``height``; at once where it is already."""
         ...
 
     def block(self, height: int) -> BlockView | None:

@@ -43,6 +43,7 @@ class Code(IntEnum):
     ORIGIN_REFUSED = -32012
     RESPONSE_TOO_LARGE = -32013
     BLOB_MISSING = -32014
+    RATE_LIMITED = -32015
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ CODES: dict[Code, CodeInfo] = {
     Code.ORIGIN_REFUSED: CodeInfo("a web page of another origin made the request", ("expected",)),
     Code.RESPONSE_TOO_LARGE: CodeInfo("earlier answers of the batch used up its limit", ("bytes_max",)),
     Code.BLOB_MISSING: CodeInfo("the transaction names a blob that the node does not have", ("digest",)),
+    Code.RATE_LIMITED: CodeInfo("the client's address calls too often; try again later", ("retry_after_ms",)),
 }
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any
+
 from node.ledger import state
 from node.ledger.queries import datanet_contributions
 from node.ledger.transaction import TRANSACTION_BYTES_MAX
 from node.rpc import shapes, views
 from node.rpc.backend import Backend
-from node.rpc.errors import not_found
+from node.rpc.discover import openrpc_document
+from node.rpc.errors import Code, not_found
 from node.rpc.params import Param, blob_param, hex_param, integer_param
 from node.rpc.protocol import Arguments, Method
 
@@ -15,6 +20,8 @@ HEIGHT_MAX = 2**63 - 1
 CONTRIBUTIONS_PAGE_MAX = 256
 _BLOB_PARAM_BYTES_MAX = 2**40
 """The body's limit comes first; how large a blob may be is the store's to say, as a typed error."""
+
+Handler = Callable[[Backend, Arguments], Awaitable[object]]
 
 _HASH = hex_param("hash")
 _BASE_HASH = hex_param("base_hash")
@@ -176,38 +183,84 @@ async def _blob_get(backend: Backend, arguments: Arguments) -> shapes.Blob:
 _HEIGHT: Param = integer_param("height", 0, HEIGHT_MAX)
 _PAGE = (_ID, integer_param("first", 0, HEIGHT_MAX), integer_param("count", 1, CONTRIBUTIONS_PAGE_MAX))
 
+_SUBMIT_CODES = (
+    Code.TRANSACTION_REFUSED,
+    Code.MEMPOOL_FULL,
+    Code.MEMPOOL_SENDER_FULL,
+    Code.TRANSACTION_UNDERPRICED,
+    Code.BLOB_MISSING,
+    Code.STORAGE_FULL,
+)
+_PUT_CODES = (Code.BLOB_TOO_LARGE, Code.STORAGE_FULL)
+
+
+async def _discover(_backend: Backend, _arguments: Arguments) -> dict[str, Any]:
+    return _document()
+
+
+@cache
+def _document() -> dict[str, Any]:
+    return openrpc_document(METHODS)
+
+
+def _lookup(name: str, summary: str, params: tuple[Param, ...], handle: Handler, result: Any) -> Method:
+    """A method that looks for one thing, and answers NOT_FOUND where there is none."""
+    return Method(name, summary, params, handle, result, (Code.NOT_FOUND,))
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("status", "where the node stands: height, state digest, peers", (), _status),
-        Method("block", "an executed block with what became of its transactions", (_HEIGHT,), _block),
+        Method("rpc.discover", "this document", (), _discover, dict[str, Any]),
+        Method("status", "where the node stands: height, state digest, peers", (), _status, shapes.Status),
+        _lookup("block", "an executed block, its transactions' fate", (_HEIGHT,), _block, shapes.Block),
         Method(
-            "tx_submit", "submit a signed transaction", (blob_param("tx", TRANSACTION_BYTES_MAX),), _tx_submit
+            "tx_submit",
+            "submit a signed transaction",
+            (blob_param("tx", TRANSACTION_BYTES_MAX),),
+            _tx_submit,
+            shapes.SubmittedTransaction,
+            _SUBMIT_CODES,
         ),
-        Method("tx", "a pending or committed transaction", (_HASH,), _tx),
-        Method("account", "balance and nonce of an account", (_ADDRESS,), _account),
-        Method("validators", "the validators in force and their stake", (), _validators),
-        Method("datanet", "a datanet with its first contributions", (_ID,), _datanet),
-        Method("datanet_contributions", "contributions of a datanet, by page", _PAGE, _datanet_contributions),
-        Method("contribution", "a contribution", (_ID,), _contribution),
-        Method("base", "a base model by its content hash", (_BASE_HASH,), _base),
-        Method("adapter", "an adapter, who holds it, what it was trained on", (_ID,), _adapter),
-        Method("provider", "a provider's bond and history", (_ADDRESS,), _provider),
-        Method(
+        _lookup("tx", "a pending or committed transaction", (_HASH,), _tx, shapes.Transaction),
+        Method("account", "balance and nonce of an account", (_ADDRESS,), _account, shapes.Account),
+        Method("validators", "the validators in force and their stake", (), _validators, shapes.Validators),
+        _lookup("datanet", "a datanet with its first contributions", (_ID,), _datanet, shapes.Datanet),
+        _lookup(
+            "datanet_contributions",
+            "contributions of a datanet, by page",
+            _PAGE,
+            _datanet_contributions,
+            shapes.ContributionPage,
+        ),
+        _lookup("contribution", "a contribution", (_ID,), _contribution, shapes.Contribution),
+        _lookup("base", "a base model by its content hash", (_BASE_HASH,), _base, shapes.Base),
+        _lookup("adapter", "an adapter, its holders, what it learnt from", (_ID,), _adapter, shapes.Adapter),
+        _lookup("provider", "a provider's bond and history", (_ADDRESS,), _provider, shapes.Provider),
+        _lookup(
             "receipt",
             "an inference's whole life: audit, shares, payouts",
             (hex_param("inference"),),
             _receipt,
+            shapes.Receipt,
         ),
         Method(
             "voucher_sequence",
             "the last voucher sequence between a user and a provider",
             (hex_param("user"), hex_param("provider")),
             _voucher_sequence,
+            shapes.VoucherSequence,
         ),
-        Method("params", "the ledger's parameters", (), _params),
-        Method("supply", "units in existence, burned, and where they are bound", (), _supply),
-        Method("blob_put", "store a blob", (blob_param("data", _BLOB_PARAM_BYTES_MAX),), _blob_put),
-        Method("blob_get", "a blob's bytes", (_DIGEST,), _blob_get),
+        Method("params", "the ledger's parameters", (), _params, shapes.Params),
+        Method("supply", "units in existence, burned, and where they are bound", (), _supply, shapes.Supply),
+        Method(
+            "blob_put",
+            "store a blob",
+            (blob_param("data", _BLOB_PARAM_BYTES_MAX),),
+            _blob_put,
+            shapes.StoredBlob,
+            _PUT_CODES,
+        ),
+        _lookup("blob_get", "a blob's bytes", (_DIGEST,), _blob_get, shapes.Blob),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from node.rpc.errors import invalid_param
 
@@ -13,13 +14,14 @@ _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter: its name, what it takes (shown in errors and documentation), and its parser.
+    """One parameter: its name, what it takes (shown in errors and documentation), its JSON Schema, and its parser.
 
     The parser returns the value or None where the input is not acceptable. All parameters are required.
     """
 
     name: str
     expected: str
+    schema: Mapping[str, Any]
     parse: Callable[[object], bytes | int | None]
 
 
@@ -31,7 +33,8 @@ def hex_param(name: str, size_bytes: int = 32) -> Param:
             return None
         return bytes.fromhex(value)
 
-    return Param(name, f"{2 * size_bytes} lowercase hex digits", parse)
+    schema = {"type": "string", "pattern": f"^[0-9a-f]{{{2 * size_bytes}}}$"}
+    return Param(name, f"{2 * size_bytes} lowercase hex digits", schema, parse)
 
 
 def blob_param(name: str, bytes_max: int) -> Param:
@@ -42,7 +45,8 @@ def blob_param(name: str, bytes_max: int) -> Param:
             return None
         return bytes.fromhex(value)
 
-    return Param(name, f"lowercase hex of 1 to {bytes_max} bytes", parse)
+    schema = {"type": "string", "pattern": "^(?:[0-9a-f]{2})+$", "maxLength": 2 * bytes_max}
+    return Param(name, f"lowercase hex of 1 to {bytes_max} bytes", schema, parse)
 
 
 def integer_param(name: str, low: int, high: int) -> Param:
@@ -51,7 +55,8 @@ def integer_param(name: str, low: int, high: int) -> Param:
     def parse(value: object) -> int | None:
         return value if type(value) is int and low <= value <= high else None
 
-    return Param(name, f"an integer from {low} to {high}", parse)
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Param(name, f"an integer from {low} to {high}", schema, parse)
 
 
 def parse_params(params: tuple[Param, ...], given: Mapping[str, object]) -> dict[str, bytes | int]:

@@ -7,9 +7,10 @@ Departures from the specification (jsonrpc.org/specification), all towards refus
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import structlog
 
@@ -20,44 +21,79 @@ from node.rpc.params import Param, parse_params
 _log = structlog.get_logger("rpc")
 
 Arguments = Mapping[str, bytes | int]
+Observer = Callable[[str, str, float], None]
+"""Told of each call: method ("unknown" where there is none of that name), code's name ("OK"), seconds it took."""
+
 _ID_LENGTH_MAX = 256
+# A parsed value takes up to fifty times its bytes, so commas and openers are counted before anything is parsed. Those
+# inside strings count too; blobs and transactions, the only long strings, are hex.
+_VALUES_MAX = 65536
+_UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC method: name, one line of what it answers, parameters, and the function that answers."""
+    """One RPC method: name, one line of what it answers, parameters, and the function that answers.
+
+    ``result`` is the annotation of what it answers (one of `node.rpc.shapes`), ``codes`` are the errors of its own.
+    """
 
     name: str
     summary: str
     params: tuple[Param, ...]
     handle: Callable[[Backend, Arguments], Awaitable[object]]
+    result: Any
+    codes: tuple[Code, ...] = ()
+
+
+def _nothing_observed(_method: str, _code: str, _seconds: float) -> None:
+    return None
+
+
+def _nothing_charged(_calls: int) -> None:
+    return None
 
 
 async def answer(
-    body: bytes, methods: Mapping[str, Method], backend: Backend, batch_max: int, response_bytes_max: int
+    body: bytes,
+    methods: Mapping[str, Method],
+    backend: Backend,
+    batch_max: int,
+    response_bytes_max: int,
+    observe: Observer = _nothing_observed,
+    charge: Callable[[int], None] = _nothing_charged,
 ) -> bytes | None:
     """Execute the request or batch in ``body`` and return the response's JSON, or None where none is due.
 
     Requests of a batch run one after another, in order; once their answers exceed ``response_bytes_max`` the rest
-    are refused unexecuted. Never raises for anything the client sent.
+    are refused unexecuted. ``charge`` is told how many calls a batch has beyond its first, before they run. Never raises
+    for anything the client sent.
     """
     try:
         document = _parse(body)
     except Fault as fault:
+        observe(_UNKNOWN, fault.code.name, 0.0)
         return _encode(_error(None, fault))
     if not isinstance(document, list):
-        response = await _answer_one(document, methods, backend)
+        response = await _answer_one(document, methods, backend, observe)
         return None if response is None else _encode(response)
     if not document:
+        observe(_UNKNOWN, Code.INVALID_REQUEST.name, 0.0)
         return error_body(Fault(Code.INVALID_REQUEST, "empty batch", {"expected": "at least one request"}))
     if len(document) > batch_max:
+        observe(_UNKNOWN, Code.BATCH_TOO_LONG.name, 0.0)
         text = f"at most {batch_max} requests in a batch"
         return error_body(Fault(Code.BATCH_TOO_LONG, text, {"batch_max": batch_max}))
-    return await _answer_batch(document, methods, backend, response_bytes_max)
+    charge(len(document) - 1)
+    return await _answer_batch(document, methods, backend, response_bytes_max, observe)
 
 
 async def _answer_batch(
-    requests: list[object], methods: Mapping[str, Method], backend: Backend, response_bytes_max: int
+    requests: list[object],
+    methods: Mapping[str, Method],
+    backend: Backend,
+    response_bytes_max: int,
+    observe: Observer,
 ) -> bytes | None:
     overflow = Fault(
         Code.RESPONSE_TOO_LARGE,
@@ -70,7 +106,7 @@ async def _answer_batch(
         if size_bytes > response_bytes_max:
             response = None if _is_notification(request) else _error(_id_if_readable(request), overflow)
         else:
-            response = await _answer_one(request, methods, backend)
+            response = await _answer_one(request, methods, backend, observe)
         if response is not None:
             due.append(_encode(response))
             size_bytes += len(due[-1])
@@ -83,16 +119,21 @@ def error_body(fault: Fault) -> bytes:
 
 
 async def _answer_one(
-    request: object, methods: Mapping[str, Method], backend: Backend
+    request: object, methods: Mapping[str, Method], backend: Backend, observe: Observer
 ) -> dict[str, object] | None:
     try:
         identity, notification, name, given = _check(request)
     except Fault as fault:
+        observe(_UNKNOWN, fault.code.name, 0.0)
         return _error(_id_if_readable(request), fault)
+    label = name if name in methods else _UNKNOWN
+    began_s = time.monotonic()
     try:
         result = await _call(name, given, methods, backend)
     except Fault as fault:
+        observe(label, fault.code.name, time.monotonic() - began_s)
         return None if notification else _error(identity, fault)
+    observe(label, "OK", time.monotonic() - began_s)
     return None if notification else {"jsonrpc": "2.0", "id": identity, "result": result}
 
 
@@ -158,6 +199,8 @@ def _invalid(expected: str) -> Fault:
 
 
 def _parse(body: bytes) -> object:
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _VALUES_MAX:
+        raise _invalid(f"a document of at most {_VALUES_MAX} values")
     try:
         return json.loads(
             body.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant

@@ -8,16 +8,20 @@ in one connection that cannot end the daemon, and a shutdown that does not wait 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+import h11
 import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Event, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -26,6 +30,7 @@ from node.config import RpcSection
 from node.errors import AddressUnavailable
 from node.rpc.app import build_app
 from node.rpc.backend import Backend
+from node.rpc.limits import client_key
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework
@@ -38,7 +43,6 @@ _log = structlog.get_logger("rpc")
 SHUTDOWN_GRACE_S = 0.5
 """How long requests in progress may go on once the node stops; then their connections are closed."""
 
-_KEEP_ALIVE_S = 20
 _HEADER_BYTES_MAX = 16 * 1024
 _BACKLOG = 128
 _REFUSALS_MAX = 64
@@ -48,15 +52,25 @@ _REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection
 
 @dataclass(slots=True)
 class _Connections:
-    """The open connections, and an event for when the last of them has ended."""
+    """The open connections, how many each client has, and an event for when the last of them has ended."""
 
+    by_client: Counter[str] = field(default_factory=Counter)
     open: set[trio.SocketStream] = field(default_factory=set)
     all_ended: trio.Event = field(default_factory=trio.Event)
     closing: bool = False
     refusals: int = 0
 
-    def end(self, stream: trio.SocketStream) -> None:
+    def begin(self, stream: trio.SocketStream, client: str | None) -> None:
+        self.open.add(stream)
+        if client is not None:
+            self.by_client[client] += 1
+
+    def end(self, stream: trio.SocketStream, client: str | None) -> None:
         self.open.discard(stream)
+        if client is not None:
+            self.by_client[client] -= 1
+            if not self.by_client[client]:
+                del self.by_client[client]
         if self.closing and not self.open:
             self.all_ended.set()
 
@@ -66,16 +80,38 @@ class _Connections:
             await self.all_ended.wait()
 
 
+class _Http1(H11Protocol):
+    """Hypercorn's HTTP/1.1, which stays with it.
+
+    HTTP/2 would let one connection have a hundred requests in progress, and cancel and repeat them without end.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Take no offer of HTTP/2: ``Upgrade: h2c`` is ignored, ``PRI * HTTP/2.0`` is a page that there is not."""
+
+
 class _Connection(TCPServer):
     """Hypercorn's connection, which frees its place as soon as the client has gone.
 
     Hypercorn waits for its keep-alive timer even when the client closed long before; a busy client without keep-alive
-    would use up all places.
+    would use up all places. And it speaks HTTP/1.1 alone.
     """
 
     _client_gone = False
 
     async def _read_data(self) -> None:
+        wrapped = self.protocol
+        self.protocol = _Http1(  # type: ignore[assignment]
+            wrapped.app,
+            wrapped.config,
+            wrapped.context,
+            wrapped.task_group,
+            wrapped.state,
+            wrapped.ssl,
+            wrapped.client,
+            wrapped.server,
+            wrapped.send,
+        )
         await super()._read_data()
         self._client_gone = True
         await self.idle_task.stop()
@@ -108,11 +144,12 @@ async def serve_rpc(
     context = WorkerContext(None)
     serve_connection = partial(
         _serve_connection,
-        ASGIWrapper(cast("ASGIFramework", build_app(backend, config))),
-        _hypercorn_config(),
+        ASGIWrapper(cast("ASGIFramework", build_app(backend, config, shutdown))),
+        _hypercorn_config(config),
         context,
-        config.connections_max,
+        config,
         connections,
+        backend.metrics.refused,
     )
     async with listener, trio.open_nursery() as handlers:
         try:
@@ -150,14 +187,18 @@ async def _serve_connection(
     app: ASGIWrapper,
     hypercorn: HypercornConfig,
     context: WorkerContext,
-    connections_max: int,
+    config: RpcSection,
     connections: _Connections,
+    refused: Callable[[str], None],
     stream: trio.SocketStream,
 ) -> None:
-    if len(connections.open) >= connections_max:
+    client = _client_of(stream, config)
+    over = len(connections.open) >= config.connections_max
+    if over or (client and connections.by_client[client] >= config.connections_per_address_max):
+        refused("CONNECTIONS_MAX" if over else "CONNECTIONS_PER_ADDRESS_MAX")
         await _refuse(connections, stream)
         return
-    connections.open.add(stream)
+    connections.begin(stream, client)
     try:
         # The application needs its connection to cut off a client that neither reads nor stops sending.
         state = ConnectionState({"connection": stream})
@@ -166,7 +207,7 @@ async def _serve_connection(
         # One client's connection must never end the daemon's nursery; h11 and h2 raise what they like.
         _log.warning("rpc.connection_failed", error=repr(error))
     finally:
-        connections.end(stream)
+        connections.end(stream, client)
         stream.socket.close()
 
 
@@ -189,11 +230,19 @@ async def _refuse(connections: _Connections, stream: trio.SocketStream) -> None:
     stream.socket.close()
 
 
-def _hypercorn_config() -> HypercornConfig:
+def _client_of(stream: trio.SocketStream, config: RpcSection) -> str | None:
+    try:
+        host: str = stream.socket.getpeername()[0]
+    except OSError:  # it has gone already
+        return None
+    return client_key(host, limit_loopback=config.limit_loopback)
+
+
+def _hypercorn_config(section: RpcSection) -> HypercornConfig:
     config = HypercornConfig()
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
     config.h11_max_incomplete_size = _HEADER_BYTES_MAX
-    config.keep_alive_timeout = _KEEP_ALIVE_S
+    config.keep_alive_timeout = section.idle_timeout_ms / 1000
     return config

@@ -1,11 +1,21 @@
 """The shapes of RPC results, shared by the server, which builds them, and the client, which reads them.
 
-Bytes are lowercase hex, amounts (units) decimal strings, heights, counts and times JSON integers.
+Bytes are lowercase hex, amounts (units) decimal strings, heights, counts and times JSON integers. `node.rpc.schemas` turns
+these classes into the JSON Schemas that ``rpc.discover`` serves; an `Annotated` string carries its pattern.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
+
+Hash = Annotated[str, "^[0-9a-f]{64}$"]
+"""32 bytes: a hash, a key, an address."""
+
+Hex = Annotated[str, "^(?:[0-9a-f]{2})*$"]
+"""Bytes of any length."""
+
+Amount = Annotated[str, "^(?:0|[1-9][0-9]*)$"]
+"""Units."""
 
 TransactionStatus = Literal["ok", "failed", "invalid"]
 
@@ -22,16 +32,16 @@ class Status(TypedDict):
     """``status``. ``height`` is the executed height and ``state_digest`` the state there."""
 
     version: str
-    chain_id: str
+    chain_id: Hash
     moniker: str
     peer_id: str
     validator: bool
-    consensus_key: str | None
+    consensus_key: Hash | None
     height: int
     height_committed: int
     round: int
     epoch: int
-    state_digest: str
+    state_digest: Hash
     syncing: bool
     ready: bool
     not_ready_reason: str
@@ -43,8 +53,8 @@ class Payout(TypedDict):
     """Units paid out of escrow; ``role`` is one of `node.ledger.state.Role` in lower case."""
 
     role: str
-    address: str
-    amount: str
+    address: Hash
+    amount: Amount
 
 
 class Transaction(TypedDict):
@@ -54,42 +64,42 @@ class Transaction(TypedDict):
     ``sender`` null for bytes that are no transaction (a validator may have put them into a batch).
     """
 
-    tx_hash: str
+    tx_hash: Hash
     state: Literal["pending", "committed"]
     status: TransactionStatus | None
     height: int | None
     code: str
     message: str
-    fee: str
+    fee: Amount
     kind: str
-    sender: str | None
+    sender: Hash | None
     nonce: int
-    raw: str
+    raw: Hex
 
 
 class Event(TypedDict):
     """A step that the ledger took by itself; ``subject`` is an inference or an artefact."""
 
-    subject: str
+    subject: Hex
     code: str
     payouts: list[Payout]
-    burned: str
+    burned: Amount
 
 
 class Block(TypedDict):
     """``block``. ``state_digest`` is the state after this block."""
 
     height: int
-    block_hash: str
-    parent_hash: str
+    block_hash: Hash
+    parent_hash: Hex
     epoch: int
     round: int
-    proposer: str
+    proposer: Hex
     timestamp_ms: int
     height_executed: int
-    state_digest_executed: str
-    receipts_root: str
-    state_digest: str
+    state_digest_executed: Hash
+    receipts_root: Hash
+    state_digest: Hash
     transactions: list[Transaction]
     events: list[Event]
 
@@ -97,8 +107,8 @@ class Block(TypedDict):
 class Account(TypedDict):
     """``account``. ``nonce`` is that of the state, ``nonce_next`` counts what is pending at this node."""
 
-    address: str
-    balance: str
+    address: Hash
+    balance: Amount
     nonce: int
     nonce_next: int
 
@@ -106,29 +116,29 @@ class Account(TypedDict):
 class Validator(TypedDict):
     """One validator."""
 
-    consensus_key: str
-    account: str
+    consensus_key: Hash
+    account: Hash
     peer_id: str
-    stake: str
+    stake: Amount
 
 
 class Validators(TypedDict):
     """``validators``."""
 
-    stake_total: str
+    stake_total: Amount
     validators: list[Validator]
 
 
 class Contribution(TypedDict):
     """``contribution``."""
 
-    id: str
-    contributor: str
-    datanet: str
-    records_root: str
+    id: Hash
+    contributor: Hash
+    datanet: Hash
+    records_root: Hash
     record_count: int
     token_count: int
-    blob_digest: str
+    blob_digest: Hash
     blob_bytes: int
     licence: str
     height: int
@@ -137,8 +147,8 @@ class Contribution(TypedDict):
 class Datanet(TypedDict):
     """``datanet``: with the first of its contributions; ``datanet_contributions`` pages through all."""
 
-    id: str
-    creator: str
+    id: Hash
+    creator: Hash
     name: str
     licences: list[str]
     description: str
@@ -152,7 +162,7 @@ class Datanet(TypedDict):
 class ContributionPage(TypedDict):
     """``datanet_contributions``: contributions number ``first`` and following, in order of inclusion."""
 
-    datanet: str
+    datanet: Hash
     first: int
     contribution_count: int
     contributions: list[Contribution]
@@ -161,74 +171,74 @@ class ContributionPage(TypedDict):
 class Base(TypedDict):
     """``base``. ``status`` is pending, active or expired; ``held_stake`` the stake of the validators in ``held``."""
 
-    base_hash: str
+    base_hash: Hash
     status: str
-    registrant: str
+    registrant: Hash
     name: str
     height: int
-    held: list[str]
-    held_stake: str
-    stake_total: str
+    held: list[Hash]
+    held_stake: Amount
+    stake_total: Amount
 
 
 class Adapter(TypedDict):
     """``adapter``. ``contributions`` are in training order; ``recipe`` is canonical bytes."""
 
-    id: str
+    id: Hash
     status: str
-    owner: str
+    owner: Hash
     name: str
-    base_hash: str
-    contributions: list[str]
-    recipe: str
-    adapter_hash: str
-    blob_digest: str
+    base_hash: Hash
+    contributions: list[Hash]
+    recipe: Hex
+    adapter_hash: Hash
+    blob_digest: Hash
     blob_bytes: int
-    index_root: str
+    index_root: Hash
     height: int
-    held: list[str]
-    held_stake: str
-    stake_total: str
+    held: list[Hash]
+    held_stake: Amount
+    stake_total: Amount
 
 
 class Provider(TypedDict):
     """``provider``."""
 
-    address: str
+    address: Hash
     name: str
-    bond: str
+    bond: Amount
     in_flight: int
     recorded: int
-    slashed: str
+    slashed: Amount
 
 
 class Voucher(TypedDict):
     """What the user signed."""
 
-    user: str
-    provider: str
+    user: Hash
+    provider: Hash
     sequence: int
-    adapter: str
-    prompt_commitment: str
+    adapter: Hash
+    prompt_commitment: Hash
     new_tokens_max: int
-    fee: str
+    fee: Amount
     valid_until: int
 
 
 class Share(TypedDict):
     """A part of 10^9; the treasury's (64 zeros) is what no record explains."""
 
-    address: str
+    address: Hash
     share: int
 
 
 class Opening(TypedDict):
     """One validator's opened attestation: in which attempt, and what it says."""
 
-    account: str
+    account: Hash
     attempt: int
     status: str
-    result_hash: str
+    result_hash: Hash
 
 
 class Receipt(TypedDict):
@@ -238,66 +248,106 @@ class Receipt(TypedDict):
     ``audited`` is null until the beacon has drawn. ``committed`` are the validators with a commitment in this attempt.
     """
 
-    inference: str
+    inference: Hash
     status: str
     audited: bool | None
     height: int
     timestamp_ms: int
     voucher: Voucher
-    output_commitment: str
+    output_commitment: Hash
     prompt_tokens: int
     output_tokens: int
     drawn_height: int
     deadline_height: int
     deadline_ms: int
-    blob_digest: str | None
+    blob_digest: Hash | None
     attempt: int
-    committed: list[str]
+    committed: list[Hash]
     attesters: list[Opening]
     result_status: str | None
-    result_hash: str | None
+    result_hash: Hash | None
     shares: list[Share]
     payouts: list[Payout]
-    burned: str
-    bond_burned: str
+    burned: Amount
+    bond_burned: Amount
     closed_height: int
 
 
 class Supply(TypedDict):
     """``supply``: units; ``free`` is what accounts hold."""
 
-    total: str
-    burned: str
-    escrowed: str
-    bonded: str
-    staked: str
-    free: str
+    total: Amount
+    burned: Amount
+    escrowed: Amount
+    bonded: Amount
+    staked: Amount
+    free: Amount
 
 
 class VoucherSequence(TypedDict):
     """``voucher_sequence``: the highest sequence recorded between a user and a provider, 0 before the first."""
 
-    user: str
-    provider: str
+    user: Hash
+    provider: Hash
     sequence: int
 
 
 class SubmittedTransaction(TypedDict):
     """``tx_submit``."""
 
-    tx_hash: str
+    tx_hash: Hash
 
 
 class StoredBlob(TypedDict):
     """``blob_put``."""
 
-    digest: str
+    digest: Hash
     bytes: int
 
 
 class Blob(TypedDict):
     """``blob_get``."""
 
-    digest: str
+    digest: Hash
     bytes: int
-    data: str
+    data: Hex
+
+
+Params = dict[str, int | Amount]
+"""``params``: by name."""
+
+
+class BlockEvent(TypedDict):
+    """``/events``: a block was executed."""
+
+    height: int
+    block_hash: Hash
+    state_digest: Hash
+    proposer: Hex
+    round: int
+    timestamp_ms: int
+    transaction_count: int
+    receipt_count: int
+
+
+class TransactionEvent(TypedDict):
+    """``/events``: a transaction of an executed block; `tx` shows the rest of it."""
+
+    height: int
+    tx_hash: Hash
+    kind: str
+    sender: Hash | None
+    nonce: int
+    status: TransactionStatus
+    code: str
+    fee: Amount
+
+
+class ReceiptEvent(TypedDict):
+    """``/events``: a step that the ledger took by itself in an executed block; ``status`` is its code."""
+
+    height: int
+    subject: Hex
+    status: str
+    payouts: list[Payout]
+    burned: Amount

@@ -64,6 +64,45 @@ def block_view(block: BlockView) -> shapes.Block:
     }
 
 
+def block_event(block: BlockView) -> shapes.BlockEvent:
+    """``/events``: a block."""
+    return {
+        "height": block.height,
+        "block_hash": block.block_hash.hex(),
+        "state_digest": block.state_digest.hex(),
+        "proposer": block.proposer.hex(),
+        "round": block.round,
+        "timestamp_ms": block.timestamp_ms,
+        "transaction_count": len(block.transactions),
+        "receipt_count": len(block.events),
+    }
+
+
+def transaction_event(view: TransactionView, height: int) -> shapes.TransactionEvent:
+    """``/events``: a transaction of an executed block."""
+    return {
+        "height": height,
+        "tx_hash": view.tx_hash.hex(),
+        "kind": view.kind,
+        "sender": view.sender.hex() or None,
+        "nonce": view.nonce,
+        "status": view.outcome or "invalid",
+        "code": view.code,
+        "fee": str(view.fee),
+    }
+
+
+def receipt_event(receipt: Receipt, height: int) -> shapes.ReceiptEvent:
+    """``/events``: a step of the ledger's own."""
+    return {
+        "height": height,
+        "subject": receipt.subject.hex(),
+        "status": receipt.code,
+        "payouts": _payouts(receipt.payouts),
+        "burned": str(receipt.burned),
+    }
+
+
 def transaction_view(view: TransactionView) -> shapes.Transaction:
     """``tx``. Bytes that do not decode (a validator may have batched them) show as kind "" without a sender."""
     return {

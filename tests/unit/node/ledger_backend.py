@@ -20,6 +20,7 @@ from node.ledger.bodies import BODIES, ContributionSubmit, InferenceReveal
 from node.ledger.lthash import state_digest
 from node.ledger.state import StateReader, get_account
 from node.ledger.transaction import decode_transaction, hash_transaction_bytes
+from node.metrics import Metrics
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView
 from node.rpc.server import serve_rpc
 from node.storage.blobs import blob_digest
@@ -49,6 +50,21 @@ class LedgerBackend:
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     slow: trio.Event | None = None
     broken: bool = False
+    metrics: Metrics = field(default_factory=Metrics)
+    executed: trio.Event = field(default_factory=trio.Event)
+
+    async def metrics_text(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self.metrics.render()
+
+    async def wait_executed(self, height: int) -> int:
+        while self.world.height <= height:
+            await self.executed.wait()
+        return self.world.height
+
+    def tell_executed(self) -> None:
+        self.executed.set()
+        self.executed = trio.Event()
 
     def status(self) -> NodeStatus:
         world = self.world
@@ -164,7 +180,9 @@ class LedgerBackend:
             stored = isinstance(decode_transaction(raw).body, ContributionSubmit | InferenceReveal)
             items.append((raw, self.world.stored(raw) if stored else ()))
         self.pending.clear()
-        return self.world.block(*items)
+        outcome = self.world.block(*items)
+        self.tell_executed()
+        return outcome
 
     async def put_blob(self, data: bytes) -> bytes:
         await trio.lowlevel.checkpoint()

@@ -296,6 +296,28 @@ def test_refused_transactions_say_why_and_change_nothing() -> None:
         assert client.status() == before
 
 
+def test_a_nonce_that_was_used_is_refused_with_the_next_one_and_a_replay_does_nothing() -> None:
+    with running_server(LedgerBackend(execute_at_once=True)) as server:
+        world, client = server.backend.world, Client(server.url)
+        first = _signed(world)
+        tx_hash = client.submit(first)
+        height, balance = client.status()["height"], client.account(address("ben"))["balance"]
+        error = refusal(client, "tx_submit", tx=_signed(world, fee=10**9 + 1).hex())
+        assert (error.code, error.data["code"]) == (Code.TRANSACTION_REFUSED, "wrong-nonce")
+        assert (error.data["fields"]["nonce"], error.data["fields"]["expected"]) == ("0", "1")
+        assert client.submit(first) == tx_hash
+        assert (client.status()["height"], client.account(address("ben"))["balance"]) == (height, balance)
+
+
+def test_who_cannot_pay_the_fee_is_told_what_is_there() -> None:
+    with running_server() as server:
+        client, world = Client(server.url), server.backend.world
+        balance = get_account(world.state, address("ann")).balance
+        error = refusal(client, "tx_submit", tx=_signed(world, fee=balance + 1).hex())
+        assert (error.code, error.data["code"]) == (Code.TRANSACTION_REFUSED, "fee-unpayable")
+        assert str(balance) in error.data["fields"].values()
+
+
 def test_mempool_limit_is_a_typed_error() -> None:
     with running_server(LedgerBackend(pending_max=1)) as server:
         client = Client(server.url)

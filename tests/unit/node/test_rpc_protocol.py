@@ -53,7 +53,7 @@ def call(identity: object = 1, method: object = "supply", **members: object) -> 
         b'{"jsonrpc": "2.0", "id": NaN, "method": "supply"}',
         b'{"jsonrpc": "2.0", "id": 1, "id": 2, "method": "supply"}',
         b'{"jsonrpc": "2.0", "id": 1, "method": "block", "params": {"height": 1, "height": 2}}',
-        b"[" * 100_000,
+        b"[" * 60_000,
         b"1" * 5000,
     ],
 )
@@ -168,6 +168,6 @@ def test_the_documentation_has_the_same_table_of_errors() -> None:
 
 
 def test_the_documentation_describes_every_method_and_parameter() -> None:
-    headings = re.findall(r"^### `(\w+)(?: (\{.*\}))?`$", DOCUMENT.read_text(), re.MULTILINE)
+    headings = re.findall(r"^### `([\w.]+)(?: (\{.*\}))?`$", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: re.findall(r'"(\w+)":', params) for name, params in headings}
     assert documented == {name: [param.name for param in method.params] for name, method in METHODS.items()}

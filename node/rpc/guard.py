@@ -1,0 +1,74 @@
+"""What bounds the transfer of an answer, whatever its client does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import trio
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_LINGER_S = 1.0
+
+
+async def guard(app: App, piece_s: float, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run ``app`` for one request; leave no connection half used, and none that its client can hold for ever.
+
+    Hypercorn writes in a shielded scope and stops reading once ten pieces of a body wait: a client that stops reading,
+    or keeps sending past the answer, would hold its connection for ever. Here the first is cut off when it has not taken a
+    piece of the answer (most are one piece) in ``piece_s``, the second a moment after its answer (at once, and the answer
+    would be lost to it: TCP resets discard what is unread).
+    """
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    stream: trio.SocketStream = scope["state"]["connection"]
+    body_ended = trio.Event()
+
+    async def receive_watched() -> Message:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            body_ended.set()
+        return message
+
+    async def drain() -> None:
+        while not body_ended.is_set():
+            await receive_watched()
+
+    async with trio.open_nursery() as nursery:
+
+        async def send_watched(message: Message) -> None:
+            if (
+                message["type"] != "http.response.body"
+                or message.get("more_body", False)
+                or body_ended.is_set()
+            ):
+                await _send_in_time(send, message, stream, piece_s)
+                return
+            nursery.start_soon(drain)
+            await _send_in_time(send, {**message, "more_body": True}, stream, piece_s)
+            with trio.move_on_after(_LINGER_S):
+                await body_ended.wait()
+            if not body_ended.is_set():
+                stream.socket.close()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await app(scope, receive_watched, send_watched)
+        nursery.cancel_scope.cancel()
+
+
+async def _send_in_time(send: Send, message: Message, stream: trio.SocketStream, seconds: float) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_close_after, stream, seconds)
+        await send(message)
+        nursery.cancel_scope.cancel()
+
+
+async def _close_after(stream: trio.SocketStream, seconds: float) -> None:
+    await trio.sleep(seconds)
+    stream.socket.close()
