@@ -48,12 +48,12 @@ fuzz: venv ## coverage-guided garbage for every decoder that reads from a peer o
 machines: venv ## golden hashes under every instruction set and thread count that this machine can be told to use
 	@$(BIN)/python -m tests.machines
 
-interop: venv ## a js-libp2p node talks to ours; needs node and npm
-	@cd tests/interop && npm ci --silent --no-audit --no-fund
+interop: venv ## a js-libp2p node talks to ours; needs Node.js 20 or newer
+	@cd tests/interop && npm ci --silent --ignore-scripts --no-audit --no-fund
 	@$(BIN)/pytest tests/interop
 
 nightly: venv ## the property tests with twenty times the examples
-	@HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --timeout 3600 tests/property tests/fuzz
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --timeout 3600 tests/property tests/fuzz tests/unit
 
 vectors: venv ## hold the golden bytes in tests/vectors against the code
 	@$(BIN)/python -m tests.vectors

@@ -10,8 +10,9 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ _MULTIADDR_MEANING = "a multiaddr that ends in /p2p/PEER_ID, such as /ip4/127.0.
 _PEER_ID = r"[1-9A-HJ-NP-Za-km-z]{32,128}"
 
 
+# No control characters, and nothing that UTF-8 cannot say: it stands in config.toml.
+_PATH = r"[^\x00-\x1f\x7f\ud800-\udfff]{0,512}"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSection:
     """``[node]``: who this node is."""
@@ -55,8 +60,19 @@ class NodeSection:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysSection:
+    """``[keys]``: the file with the passphrase of encrypted node keys; empty: none. A relative path starts at HOME."""
+
+    passphrase_file: str = _text("", _PATH, "a file's path, at most 512 characters")
+
+
+@dataclass(frozen=True, slots=True)
 class RpcSection:
-    """``[rpc]``: the HTTP server. Port 0 lets the system choose. Bound to loopback unless told otherwise."""
+    """``[rpc]``: the HTTP server. Port 0 lets the system choose. Bound to loopback unless told otherwise.
+
+    ``calls_per_second``, ``calls_burst`` and ``connections_per_address_max`` hold for each client address, those of this
+    machine only with ``limit_loopback``; ``calls_per_second = 0`` turns the rate limit off.
+    """
 
     host: str = _text("127.0.0.1", _HOST, "a host name or address")
     port: int = _integer(7550, 0, 65535)
@@ -65,6 +81,13 @@ class RpcSection:
     requests_concurrent_max: int = _integer(64, 1, 4096)
     batch_max: int = _integer(50, 1, 1000)
     request_timeout_ms: int = _integer(30_000, 100, _HOUR_MS)
+    idle_timeout_ms: int = _integer(20_000, 100, _HOUR_MS)
+    calls_per_second: int = _integer(50, 0, 1_000_000)
+    calls_burst: int = _integer(500, 1, 1_000_000)
+    connections_per_address_max: int = _integer(64, 1, 65536)
+    limit_loopback: bool = False
+    event_subscribers_max: int = _integer(32, 0, 4096)
+    event_resume_blocks_max: int = _integer(1000, 1, 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +141,18 @@ class MempoolSection:
 
 @dataclass(frozen=True, slots=True)
 class StorageSection:
-    """``[storage]``: what the node keeps. ``blobs_bytes_max`` is the quota of all blobs together."""
+    """``[storage]``: what the node keeps. ``blobs_bytes_max`` is the quota of all blobs together.
+
+    Blobs that no ledger state refers to are *loose*: they have quotas of their own (all together, those of one account,
+    those that no transaction names yet) and go once both ``blobs_loose_heights_max`` and ``blobs_loose_ms_max`` have passed.
+    """
 
     blobs_bytes_max: int = _integer(4 * 2**30, 2**20, 2**50)
+    blobs_loose_bytes_max: int = _integer(2**30, 2**20, 2**50)
+    blobs_loose_sender_bytes_max: int = _integer(64 * 2**20, 2**20, 2**50)
+    blobs_loose_unnamed_bytes_max: int = _integer(256 * 2**20, 2**20, 2**50)
+    blobs_loose_heights_max: int = _integer(600, 1, 10**9)
+    blobs_loose_ms_max: int = _integer(600_000, 100, 400 * 24 * _HOUR_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +168,7 @@ class Config:
     """The whole configuration of one node."""
 
     node: NodeSection = NodeSection()
+    keys: KeysSection = KeysSection()
     rpc: RpcSection = RpcSection()
     network: NetworkSection = NetworkSection()
     attribution: AttributionSection = AttributionSection()
@@ -169,7 +202,7 @@ def apply_toml(config: Config, document: Mapping[str, object]) -> Config:
     """Return ``config`` with every value of a parsed TOML document set; raises `ConfigInvalid`."""
     for section, table in document.items():
         if not isinstance(table, dict):
-            raise ConfigInvalid(section, f"a section, one of {', '.join(_sections())}")
+            raise ConfigInvalid(section, _section_expected(section))
         _section_of(config, section)
         for key, value in table.items():
             config = _set(config, section, key, value, from_text=False)
@@ -179,7 +212,7 @@ def apply_toml(config: Config, document: Mapping[str, object]) -> Config:
 def apply_environment(config: Config, environment: Mapping[str, str]) -> Config:
     """Return ``config`` with every ``OPENLEDGER_SECTION_KEY`` set; other variables of the prefix are left alone.
 
-    A variable that begins with a known section but names no key of it is refused: it is a typing error.
+    A variable that begins with a known section, or nearly so, but names no key of it is refused: it is a typing error.
     """
     for name in sorted(environment):
         if not name.startswith(ENVIRONMENT_PREFIX):
@@ -187,6 +220,9 @@ def apply_environment(config: Config, environment: Mapping[str, str]) -> Config:
         section, _, key = name[len(ENVIRONMENT_PREFIX) :].lower().partition("_")
         if section in _sections():
             config = _set(config, section, key, environment[name], from_text=True)
+        elif near := get_close_matches(section, _sections(), n=1):
+            meant = f"{ENVIRONMENT_PREFIX}{near[0]}_{key}".upper()
+            raise ConfigInvalid(name, f"a section's name after {ENVIRONMENT_PREFIX}; did you mean {meant}?")
     return config
 
 
@@ -207,8 +243,9 @@ def _render_value(value: object) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, tuple):
-        return "[" + ", ".join(json.dumps(item) for item in value) + "]"
-    return json.dumps(value)
+        return "[" + ", ".join(_render_value(item) for item in value) + "]"
+    # JSON would write what is beyond 16 bits as two surrogates, which TOML refuses.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -221,8 +258,11 @@ def _read_toml(path: Path) -> dict[str, object]:
         raise ConfigInvalid(str(path), f"at most {CONFIG_BYTES_MAX} bytes")
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(str(path), f"TOML in UTF-8 ({error})") from error
+    except RecursionError:
+        raise ConfigInvalid(str(path), "TOML that is less deeply nested") from None
+    except ValueError as error:
+        # Not only tomllib's own error: a number of thousands of digits is Python's to refuse.
+        raise ConfigInvalid(str(path), f"TOML in UTF-8 ({str(error)[:_TEXT_LENGTH_MAX]})") from error
 
 
 def _sections() -> tuple[str, ...]:
@@ -231,8 +271,30 @@ def _sections() -> tuple[str, ...]:
 
 def _section_of(config: Config, section: str) -> Any:
     if section not in _sections():
-        raise ConfigInvalid(section, f"a section, one of {', '.join(_sections())}")
+        raise ConfigInvalid(section, _section_expected(section))
     return getattr(config, section)
+
+
+def _section_expected(name: str) -> str:
+    meant = [f"{section}.{key}" for section, key in _names() if key == name]
+    hints = get_close_matches(name, _sections(), n=1) or meant
+    return _with_hint("a section", hints, _sections())
+
+
+def _key_expected(section: str, key: str, known: Iterable[str]) -> str:
+    """What would have been a key of ``section``: the same name in another section, else the nearest in this one."""
+    elsewhere = [f"{other}.{name}" for other, name in _names() if name == key]
+    near = [f"{section}.{name}" for name in get_close_matches(key, list(known), n=1)]
+    return _with_hint(f"a key of [{section}]", elsewhere or near, known)
+
+
+def _with_hint(what: str, hints: Iterable[str], known: Iterable[str]) -> str:
+    named = " or ".join(hints)
+    return f"{what}; did you mean {named}?" if named else f"{what}, one of {', '.join(known)}"
+
+
+def _names() -> list[tuple[str, str]]:
+    return [(section, key.name) for section in _sections() for key in fields(getattr(Config(), section))]
 
 
 def _set(config: Config, section: str, key: str, value: object, *, from_text: bool) -> Config:
@@ -240,7 +302,7 @@ def _set(config: Config, section: str, key: str, value: object, *, from_text: bo
     known = {entry.name: entry for entry in fields(table)}
     name = f"{section}.{key}"
     if key not in known:
-        raise ConfigInvalid(name, f"a key of [{section}], one of {', '.join(known)}")
+        raise ConfigInvalid(name, _key_expected(section, key, known))
     default = known[key].default
     if from_text and isinstance(value, str):
         value = _parse_text(name, default, value)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_SHOWN_CHARACTERS_MAX = 120
+
 
 class NodeError(Exception):
     """Base of every error the node raises on purpose outside the pure packages."""
@@ -23,8 +25,17 @@ class ConfigInvalid(NodeError):
         self.key = key
         self.expected = expected
         self.got = got
-        suffix = "" if got is None else f", got {got!r}"
+        suffix = "" if got is None else f", got {_shown(got)}"
         super().__init__(f"{key}: expected {expected}{suffix}")
+
+
+def _shown(value: object) -> str:
+    """A value from outside, short: a message is one line, and Python refuses to write a very long number."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number that is too long to show"
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}..."
 
 
 class HomeMissing(NodeError):
@@ -33,9 +44,11 @@ class HomeMissing(NodeError):
     def __init__(self, root: Path, missing: Path) -> None:
         self.root = root
         self.missing = missing
-        super().__init__(
-            f"{root} is not a node's home: {missing.name} is missing; create one with `openledger init`"
-        )
+        if missing.name == "genesis.json":
+            remedy = "put the chain's genesis.json there"
+        else:
+            remedy = "create one with `openledger init`"
+        super().__init__(f"{root} is not a node's home: {missing.name} is missing; {remedy}")
 
 
 class HomeExists(NodeError):
@@ -72,6 +85,15 @@ class MempoolFull(NodeError):
         self.limit = limit
         self.unit = unit
         super().__init__(f"the mempool is full ({limit} {unit}); try again after the next block")
+
+
+class TransactionDropped(MempoolFull):
+    """A transaction that waited here left the mempool unexecuted; it may be submitted again."""
+
+    def __init__(self, limit: int, reason: str) -> None:
+        super().__init__(limit)
+        self.reason = reason
+        self.args = (f"{reason}; submit it again, with a higher fee where it was outbid",)
 
 
 class MempoolSenderFull(NodeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from node.cli.output import add_example, add_json_argument
@@ -50,8 +51,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _validators(text: str) -> int:
-    if not text.isdecimal() or not _VALIDATORS_MIN <= int(text) <= _VALIDATORS_MAX:
-        raise argparse.ArgumentTypeError(f"expected {_VALIDATORS_MIN} to {_VALIDATORS_MAX}, got {text!r}")
+    if not re.fullmatch("[0-9]{1,2}", text) or not _VALIDATORS_MIN <= int(text) <= _VALIDATORS_MAX:
+        raise argparse.ArgumentTypeError(
+            f"expected {_VALIDATORS_MIN} to {_VALIDATORS_MAX}, got {text[:80]!r}"
+        )
     return int(text)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NoReturn
 
 from node import __version__
 
@@ -22,9 +23,7 @@ examples:
   openledger status --rpc http://127.0.0.1:7550
   openledger tx transfer --to ADDRESS --amount 5 --key alice --wait
 
-exit codes:
-  0 done   1 failed   2 wrong usage or configuration   3 no node answers
-  4 refused by the ledger or the node   5 no such thing   6 not in time   130 interrupted
+{exit_codes}
 """
 
 
@@ -44,21 +43,42 @@ COMMANDS: dict[str, Command] = {
         "node.cli.devnet:configure_devnet", "start validators on this machine and keep them running"
     ),
     "demo": Command("node.cli.devnet:configure_demo", "play the whole story, check it, exit"),
-    "keys": Command("node.cli.keys:configure", "create and list account keys"),
+    "keys": Command("node.cli.keys:configure", "create, list, move and encrypt keys"),
     "tx": Command("node.cli.tx:configure", "build, sign and submit a transaction"),
     "query": Command("node.cli.query:configure_query", "ask a node about the ledger"),
     "verify": Command("node.cli.verify:configure_verify", "recompute what the ledger claims"),
-    "selfcheck": Command("node.cli.verify:configure_selfcheck", "check this machine's exact arithmetic"),
+    "selfcheck": Command("node.cli.selfcheck:configure", "check this machine's exact arithmetic"),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but wrong usage is one line that says what to do, and a name nearly right is recognised."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`, which `main` reports."""
+        from node.cli.output import UsageError
+
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        from difflib import get_close_matches
+
+        names = [str(choice) for choice in action.choices]
+        near = get_close_matches(str(value), names, n=1)
+        expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        raise argparse.ArgumentError(action, f"there is no {str(value)[:80]!r}; {expected}")
 
 
 def build_parser(selected: str | None = None) -> argparse.ArgumentParser:
     """Return the parser; only the ``selected`` command has its arguments, so that only its modules are imported."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="openledger",
         description=DESCRIPTION,
-        epilog=EPILOG,
+        epilog=EPILOG.format(exit_codes=_exit_codes()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -76,15 +96,38 @@ def build_parser(selected: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _exit_codes() -> str:
+    from node.cli.output import EXIT_MEANINGS
+
+    return "\n".join(
+        ["exit codes:", *(f"  {int(code):<4} {meaning}" for code, meaning in EXIT_MEANINGS.items())]
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Wrong usage exits with 2 through `SystemExit`, as argparse does."""
+    """Run one command and return its exit code; only ``--help`` and ``--version`` end in `SystemExit`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from node.cli.output import report_errors
+
+        return report_errors(lambda: _run(arguments), as_json="--json" in arguments)
+    except KeyboardInterrupt:
+        # Before anything was imported that could report it.
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
     selected = next((argument for argument in arguments if not argument.startswith("-")), None)
-    parsed = build_parser(selected).parse_args(arguments)
-
-    from node.cli.output import run_reporting_errors
-
-    return run_reporting_errors(parsed)
+    parser = build_parser(selected)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    parsed = parser.parse_args(arguments)
+    code = int(parsed.run(parsed))
+    if sys.stdout is not None:
+        # Here, not at exit: a full disk, or a reader that has gone, must still change the exit code.
+        sys.stdout.flush()
+    return code
 
 
 if __name__ == "__main__":

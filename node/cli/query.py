@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from functools import partial
 from pathlib import Path
 
-from node.cli.connection import add_node_arguments, connect
+from node.cli.connection import add_node_arguments, connect, reading_answers
 from node.cli.output import Exit, UsageError, add_example, add_json_argument, print_result
-from node.errors import HomeExists
+from node.errors import HomeExists, NodeError
 from node.home import write_new
 from node.rpc.methods import METHODS
 from node.rpc.params import Param
@@ -17,11 +18,17 @@ from node.rpc.protocol import Method
 # Not queries: they store or submit; `tx` and `blob` have better doors.
 _NOT_QUERIES = frozenset({"tx_submit", "blob_put", "blob_get"})
 _EXAMPLE_ID = "4bf5...e1"
+_INTEGER = re.compile("[0-9]{1,19}")
+
+
+class AnswerFalse(NodeError):
+    """What a node answered is provably not what was asked for."""
 
 
 def configure_status(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``status``."""
-    add_node_arguments(parser)
+    # A status is asked for when something seems wrong: a node that accepts and never answers must not cost minutes.
+    add_node_arguments(parser, timeout_s=10.0)
     add_json_argument(parser)
     add_example(
         parser,
@@ -33,6 +40,7 @@ def configure_status(parser: argparse.ArgumentParser) -> None:
 
 def configure_query(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``query``: a subcommand for each query, a positional argument for each of its parameters."""
+    add_example(parser, "openledger query block 12", "openledger query account ADDRESS --json")
     kinds = parser.add_subparsers(dest="query", metavar="WHAT", required=True)
     for method in METHODS.values():
         if method.name in _NOT_QUERIES:
@@ -72,18 +80,18 @@ def _child(
 
 def _parse(param: Param, text: str) -> str | int:
     """Check an argument by the RPC's own rule, so that a typing error costs no round trip."""
-    value: str | int = (
-        int(text) if "integer" in param.expected and text.isdecimal() and len(text) < 20 else text
-    )
+    value: str | int = int(text) if "integer" in param.expected and _INTEGER.fullmatch(text) else text
     if param.parse(value) is None:
         raise argparse.ArgumentTypeError(f"expected {param.expected}, got {text[:80]!r}")
     return value
 
 
 def _run(method: Method, parsed: argparse.Namespace) -> int:
-    result = connect(parsed).call(
-        method.name, **{param.name: getattr(parsed, param.name) for param in method.params}
-    )
+    # Whoever asks is there to ask again; a retry would only hide for how long the node did not answer.
+    client = connect(parsed, retries=0)
+    params = {param.name: getattr(parsed, param.name) for param in method.params}
+    with reading_answers(client):
+        result = dict(client.call(method.name, **params))
     print_result(result, parsed.as_json, method.name.replace("_", " "))
     return Exit.OK
 
@@ -91,9 +99,11 @@ def _run(method: Method, parsed: argparse.Namespace) -> int:
 def _run_blob(parsed: argparse.Namespace) -> int:
     from node.storage.blobs import blob_digest
 
-    data = connect(parsed).get_blob(bytes.fromhex(parsed.digest))
+    client = connect(parsed)
+    with reading_answers(client):
+        data = client.get_blob(bytes.fromhex(parsed.digest))
     if blob_digest(data).hex() != parsed.digest:
-        raise UsageError("the node answered with other bytes than were asked for")
+        raise AnswerFalse("the node answered with other bytes than were asked for; ask another with --rpc")
     try:
         write_new(parsed.out, data, mode=0o644)
     except HomeExists as error:

@@ -9,18 +9,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from node.cli.connection import add_node_arguments, add_signer_arguments, connect, load_signer
-from node.cli.output import Exit, UsageError, add_example, add_json_argument, print_result
-from node.client import VALID_HEIGHTS, Client
+from node.cli.connection import (
+    add_node_arguments,
+    add_signer_arguments,
+    connect,
+    load_signer,
+    reading_answers,
+)
+from node.cli.output import Exit, Interrupted, UsageError, add_example, add_json_argument, print_result
+from node.client import VALID_HEIGHTS, Client, Sent
 from node.keys import public_key
 from node.ledger.bodies import BODIES, Body, ContributionSubmit
 from node.ledger.errors import MalformedError
-from node.ledger.fields import validate
+from node.ledger.fields import U63_MAX, validate
 from node.ledger.openings import decode_voucher
+from node.ledger.params import OPEN
 from node.ledger.records import RECORDS_BYTES_MAX, RECORDS_MAX, encode_records, records_root, token_count
 from node.storage.blobs import BLOB_BYTES_MAX, blob_digest
 
@@ -31,6 +39,7 @@ _LINE_BYTES_MAX = 64 * 1024
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``tx``."""
+    add_example(parser, "openledger tx transfer --to ADDRESS --amount 1.5open --key alice --wait")
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for body in BODIES.values():
         name = body.NAME.replace("_", "-")
@@ -60,11 +69,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add_signer_arguments(parser)
     add_node_arguments(parser)
     parser.add_argument(
-        "--fee", type=int, metavar="UNITS", help="(default: what the node's parameters ask for)"
+        "--fee",
+        type=_amount,
+        metavar="AMOUNT",
+        help=f"{_AMOUNT_HELP} (default: what the node's parameters ask for)",
     )
-    parser.add_argument("--nonce", type=int, metavar="N", help="(default: the account's next)")
-    text = f"heights until it expires (default: {VALID_HEIGHTS})"
-    parser.add_argument("--valid-heights", type=int, default=VALID_HEIGHTS, metavar="N", help=text)
+    parser.add_argument("--nonce", type=_integer, metavar="N", help="(default: the account's next)")
+    text = f"heights until it expires, at least 1 (default: {VALID_HEIGHTS})"
+    parser.add_argument("--valid-heights", type=_heights, default=VALID_HEIGHTS, metavar="N", help=text)
     parser.add_argument("--dry-run", action="store_true", help="build and sign, print, submit nothing")
     parser.add_argument(
         "--wait", action="store_true", help="wait until it executed; at most --timeout seconds"
@@ -84,15 +96,21 @@ def _computed(body: type[Any]) -> set[str]:
 
 
 def _add_field(parser: argparse.ArgumentParser, body: type[Any], entry: dataclasses.Field[Any]) -> None:
-    metavar, many = _KINDS_OF_VALUE[str(entry.type)][1:]
+    kind = _kind_of_value(entry)
+    metavar, many = _KINDS_OF_VALUE[kind][1:]
     parser.add_argument(
         f"--{entry.name.replace('_', '-')}",
         dest=f"field_{entry.name}",
-        type=partial(_parse_value, str(entry.type)),
+        type=partial(_parse_value, kind),
         required=entry.name not in _computed(body) and str(entry.type) != "Shares",
         nargs="*" if many else None,
         metavar=metavar,
+        help=_AMOUNT_HELP if kind == _AMOUNT else None,
     )
+
+
+def _kind_of_value(entry: dataclasses.Field[Any]) -> str:
+    return _AMOUNT if entry.name in _AMOUNT_FIELDS else str(entry.type)
 
 
 def _hex(text: str) -> bytes:
@@ -104,13 +122,49 @@ def _hex(text: str) -> bytes:
 
 def _share(text: str) -> tuple[bytes, int]:
     address, _, share = text.partition("=")
-    return _hex(address), int(share)
+    return _hex(address), _integer(share)
 
 
-# A field's annotation -> parser of one value, metavar, whether it repeats.
+def _integer(text: str) -> int:
+    """A whole number from 0 to 2^63 - 1 in ASCII digits: `int` alone takes signs, spaces, underscores and other scripts."""
+    if not re.fullmatch("[0-9]{1,19}", text) or int(text) > U63_MAX:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {U63_MAX}, got {text[:80]!r}")
+    return int(text)
+
+
+def _heights(text: str) -> int:
+    value = _integer(text)
+    if not 1 <= value <= _VALID_HEIGHTS_MAX:
+        raise argparse.ArgumentTypeError(f"expected 1 to {_VALID_HEIGHTS_MAX} heights, got {text!r}")
+    return value
+
+
+def _amount(text: str) -> int:
+    """Units of money, or OPEN where the text says so: ``1500000000`` and ``1.5open`` are the same."""
+    found = re.fullmatch(r"([0-9]{1,19})(?:(?:\.([0-9]+))?open)?", text)
+    if found is None:
+        expected = f"whole units, or OPEN such as 1.5open (1 OPEN is {OPEN} units)"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text[:80]!r}")
+    whole, decimals = found[1], found[2] or ""
+    if len(decimals) > _DECIMALS:
+        raise argparse.ArgumentTypeError(f"expected at most {_DECIMALS} decimals, got {text[:80]!r}")
+    units = int(whole) * OPEN + int(decimals.ljust(_DECIMALS, "0")) if text.endswith("open") else int(whole)
+    if units > U63_MAX:
+        raise argparse.ArgumentTypeError(f"expected at most {U63_MAX} units, got {text[:80]!r}")
+    return units
+
+
+_AMOUNT = "amount"
+_AMOUNT_HELP = "units, or OPEN such as 1.5open"
+_AMOUNT_FIELDS = frozenset({"amount"})
+_DECIMALS = 9
+_VALID_HEIGHTS_MAX = 1_000_000
+
+# A field's annotation, or `_AMOUNT` -> parser of one value, metavar, whether it repeats.
 _KINDS_OF_VALUE: dict[str, tuple[Any, str, bool]] = {
     "bytes": (_hex, "HEX", False),
-    "int": (int, "N", False),
+    "int": (_integer, "N", False),
+    _AMOUNT: (_amount, "AMOUNT", False),
     "str": (str, "TEXT", False),
     "tuple[str, ...]": (str, "TEXT", True),
     "tuple[bytes, ...]": (_hex, "HEX", True),
@@ -119,8 +173,8 @@ _KINDS_OF_VALUE: dict[str, tuple[Any, str, bool]] = {
 }
 
 
-def _parse_value(annotation: str, text: str) -> object:
-    parse, metavar, _ = _KINDS_OF_VALUE[annotation]
+def _parse_value(kind: str, text: str) -> object:
+    parse, metavar, _ = _KINDS_OF_VALUE[kind]
     try:
         return parse(text)
     except (ValueError, MalformedError) as error:
@@ -130,7 +184,9 @@ def _parse_value(annotation: str, text: str) -> object:
 
 def _example(name: str, body: type[Any]) -> str:
     required = [entry for entry in dataclasses.fields(body) if entry.name not in _computed(body)]
-    flags = [f"--{entry.name.replace('_', '-')} {_KINDS_OF_VALUE[str(entry.type)][1]}" for entry in required]
+    flags = [
+        f"--{entry.name.replace('_', '-')} {_KINDS_OF_VALUE[_kind_of_value(entry)][1]}" for entry in required
+    ]
     if body is ContributionSubmit:
         flags.append("--records FILE")
     elif _computed(body):
@@ -139,14 +195,16 @@ def _example(name: str, body: type[Any]) -> str:
 
 
 def _run(body_class: type[Any], parsed: argparse.Namespace) -> int:
-    seed = load_signer(parsed)
-    client = connect(parsed)
+    # What costs nobody anything comes first: a person asked for a passphrase has no typing error left.
     body, blob = _build_body(body_class, parsed)
-    if blob is not None and not parsed.dry_run:
-        client.put_blob(blob)
-    raw, sent = client.build(
-        seed, body, nonce=parsed.nonce, fee=parsed.fee, valid_heights=parsed.valid_heights
-    )
+    client = connect(parsed)
+    seed = load_signer(parsed)
+    with reading_answers(client):
+        if blob is not None and not parsed.dry_run:
+            client.put_blob(blob)
+        raw, sent = client.build(
+            seed, body, nonce=parsed.nonce, fee=parsed.fee, valid_heights=parsed.valid_heights
+        )
     document: dict[str, object] = {
         "tx_hash": sent.tx_hash.hex(),
         "kind": body.NAME,
@@ -159,19 +217,25 @@ def _run(body_class: type[Any], parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         document["tx"] = raw.hex()
     else:
-        _submit(client, raw, parsed, document)
+        with reading_answers(client):
+            _submit(client, raw, sent, parsed, document)
     print_result(document, parsed.as_json, "transaction")
     return Exit.OK
 
 
-def _submit(client: Client, raw: bytes, parsed: argparse.Namespace, document: dict[str, object]) -> None:
-    tx_hash = client.submit(raw)
-    if parsed.wait:
-        valid_until = document["valid_until"]
-        executed = client.wait_transaction(
-            tx_hash, parsed.timeout, valid_until if isinstance(valid_until, int) else None
-        )
-        document |= {"status": executed["status"], "height": executed["height"], "fee": executed["fee"]}
+def _submit(
+    client: Client, raw: bytes, sent: Sent, parsed: argparse.Namespace, document: dict[str, object]
+) -> None:
+    try:
+        client.submit(raw)
+        if not parsed.wait:
+            return
+        executed = client.wait_transaction(sent.tx_hash, parsed.timeout, sent.valid_until)
+    except KeyboardInterrupt:
+        # The node may have it before its answer is here, and stopping to wait takes nothing back.
+        look = f"`openledger query tx {sent.tx_hash.hex()}` says what became of it"
+        raise Interrupted(f"interrupted; the transaction may have been submitted: {look}") from None
+    document |= {"status": executed["status"], "height": executed["height"], "fee": executed["fee"]}
 
 
 def _build_body(body_class: type[Any], parsed: argparse.Namespace) -> tuple[Body, bytes | None]:

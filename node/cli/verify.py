@@ -1,24 +1,20 @@
-"""``openledger verify``: recompute what the ledger claims, on this machine. ``openledger selfcheck``: its arithmetic.
-
-The only commands that import torch, and only once they run.
-"""
+"""``openledger verify``: recompute what the ledger claims, on this machine. Imports torch only once it runs."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from node.cli.connection import add_node_arguments, connect, hex_argument, home_of
+from node.cli.connection import add_node_arguments, connect, hex_argument, home_of, reading_answers
 from node.cli.output import (
     Exit,
     UsageError,
     add_example,
     add_json_argument,
-    print_json,
     print_result,
-    print_rows,
 )
 from node.client import Client
 from node.errors import NodeError
@@ -30,6 +26,7 @@ if TYPE_CHECKING:
     from node.rpc import shapes
 
 RECIPE_BYTES_MAX = 4096
+_THREADS_MAX = 256
 
 
 class VerificationFailed(NodeError):
@@ -38,6 +35,7 @@ class VerificationFailed(NodeError):
 
 def configure_verify(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``verify``."""
+    add_example(parser, "openledger verify adapter 4bf5...e1")
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     text = "retrain an adapter from the ledger's data and compare its hash"
     adapter = kinds.add_parser(
@@ -50,7 +48,11 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
     text = "the base model's file (default: the one that ships with OpenLedger, or that of --home)"
     adapter.add_argument("--base", type=Path, metavar="FILE", help=text)
     adapter.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads; changes speed, never bits"
+        "--threads",
+        type=_threads,
+        default=1,
+        metavar="N",
+        help="CPU threads, 1 to 256 (default: 1); changes speed, never bits",
     )
     add_node_arguments(adapter)
     add_json_argument(adapter)
@@ -58,38 +60,17 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
     adapter.set_defaults(run=run_adapter)
 
 
-def configure_selfcheck(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``selfcheck``."""
-    add_json_argument(parser)
-    add_example(parser, "openledger selfcheck --json")
-    parser.set_defaults(run=run_selfcheck)
-
-
-def run_selfcheck(parsed: argparse.Namespace) -> int:
-    """Run every backend of this machine against the integer oracle."""
-    from attribution.exact import selfcheck
-
-    reports = selfcheck(strict=False)
-    rows: list[dict[str, object]] = [
-        {
-            "backend": report.name,
-            "exact": report.failed_case is None,
-            "failed_case": report.failed_case,
-            "elapsed_us": report.elapsed_us,
-        }
-        for report in reports
-    ]
-    if parsed.as_json:
-        print_json(rows)
-    else:
-        print_rows("exact arithmetic", rows)
-    return Exit.OK if all(report.failed_case is None for report in reports) else Exit.FAILED
+def _threads(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= _THREADS_MAX:
+        raise argparse.ArgumentTypeError(f"expected 1 to {_THREADS_MAX}, got {text[:80]!r}")
+    return int(text)
 
 
 def run_adapter(parsed: argparse.Namespace) -> int:
     """Retrain and compare."""
     client = connect(parsed)
-    claimed = cast("shapes.Adapter", client.call("adapter", id=parsed.id.hex()))
+    with reading_answers(client):
+        claimed = _checked(client.call("adapter", id=parsed.id.hex()))
     path = _base_path(parsed, bytes.fromhex(claimed["base_hash"]))
     trained, count = _retrain(client, claimed, path, parsed)
     equal = trained.hash.hex() == claimed["adapter_hash"]
@@ -102,6 +83,16 @@ def run_adapter(parsed: argparse.Namespace) -> int:
     }
     print_result(document, parsed.as_json, "verified" if equal else "NOT what the ledger claims")
     return Exit.OK if equal else Exit.FAILED
+
+
+def _checked(answer: Any) -> shapes.Adapter:
+    """Return the node's answer once every member that is used has its form; raises what reading another form raises."""
+    for name, size_bytes in (("base_hash", 32), ("adapter_hash", 32), ("id", 32), ("recipe", None)):
+        if size_bytes not in (None, len(bytes.fromhex(answer[name]))):
+            raise ValueError(name)
+    for identity in answer["contributions"]:
+        bytes.fromhex(identity)
+    return cast("shapes.Adapter", answer)
 
 
 def _retrain(
@@ -127,13 +118,12 @@ def _fetch_records(client: Client, claimed: shapes.Adapter) -> list[tuple[int, .
 
     records: list[tuple[int, ...]] = []
     for number, identity in enumerate(claimed["contributions"], 1):
-        contribution = cast("shapes.Contribution", client.call("contribution", id=identity))
-        blob = client.get_blob(bytes.fromhex(contribution["blob_digest"]))
+        with reading_answers(client):
+            contribution = cast("shapes.Contribution", client.call("contribution", id=identity))
+            committed = (str(contribution["blob_digest"]), str(contribution["records_root"]))
+            blob = client.get_blob(bytes.fromhex(committed[0]))
         found = decode_records(blob)
-        if (
-            blob_digest(blob).hex() != contribution["blob_digest"]
-            or records_root(found).hex() != contribution["records_root"]
-        ):
+        if (blob_digest(blob).hex(), records_root(found).hex()) != committed:
             raise VerificationFailed(
                 f"contribution {identity}: the node's blob is not what the ledger committed to"
             )
@@ -158,17 +148,14 @@ def _base_path(parsed: argparse.Namespace, base_hash: bytes) -> Path:
 def _train(
     path: Path, claimed: shapes.Adapter, records: list[tuple[int, ...]], threads: int, show_progress: bool
 ) -> Adapter:
-    import torch
-
     from attribution.checkpoint import load_base
-    from attribution.exact import selfcheck
+    from attribution.machine import prepare
     from attribution.recipe import Recipe
     from attribution.training import train
     from consensus.codec import decode
 
-    torch.set_num_threads(max(1, threads))
     # A machine whose arithmetic is off would accuse an honest publisher.
-    selfcheck()
+    prepare("cpu", threads=threads)
     base: Base = load_base(path)
     if base.hash.hex() != claimed["base_hash"]:
         raise VerificationFailed(

@@ -1,6 +1,7 @@
 """The plan of a devnet: homes, keys, ports, genesis and accounts, all fresh.
 
-Every key is drawn from the operating system's randomness. Ports are chosen once and stand in each node's
+Every key is drawn from the operating system's randomness and stored plain: whoever starts a devnet wants to look into it, and
+its money is test money. Ports are chosen once and stand in each node's
 configuration, so that a node started again by hand answers at the same URL.
 """
 

@@ -254,7 +254,12 @@ def render_running(console: Console, report: Document, devnet: Document) -> None
     names = ", ".join(account["name"] for account in devnet["accounts"])
     console.print()
     console.print(
-        Text.assemble(_INDENT, ("Keys  ", "bold"), (f"{folder}/NAME.key", "cyan"), f" for {names}"),
+        Text.assemble(
+            _INDENT,
+            ("Keys  ", "bold"),
+            (f"{folder}/NAME.key", "cyan"),
+            f" for {names}; not encrypted, test money",
+        ),
         soft_wrap=True,
     )
     console.print(Text.assemble(_INDENT, ("Ctrl-C", "bold"), " stops everything"))

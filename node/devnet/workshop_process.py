@@ -85,14 +85,12 @@ class Bench:
 
     def open(self, say: Say) -> dict[str, object]:
         """Import torch, open the shipped base, and return its hash; the file is held against the pinned one."""
-        import torch
-
         from attribution.checkpoint import load_base
+        from attribution.machine import prepare
         from attribution.models import BASE_HASH, BASE_PATH
 
         say("opening the base model")
-        torch.set_num_threads(self._threads)
-        torch.set_grad_enabled(False)
+        prepare("cpu", threads=self._threads)
         base = load_base(BASE_PATH)
         if base.hash != BASE_HASH:
             raise ValueError(f"{BASE_PATH.name} has the hash {base.hash.hex()}, not {BASE_HASH.hex()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -35,12 +34,14 @@ GENESIS = CONFIGS / "genesis.json"
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of the command line with the accounts of the test chain's people."""
     root = tmp_path / "cli"
-    (root / "accounts").mkdir(parents=True)
+    root.mkdir()
+    (root / "accounts").mkdir(mode=0o700)
     for name in ("ann", "ben"):
         store_seed(account_path(root / "accounts", name), seed(name))
     monkeypatch.setenv("OPENLEDGER_HOME", str(root))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("OPENLEDGER_URL", raising=False)
+    for name in ("OPENLEDGER_URL", "OPENLEDGER_PASSPHRASE", "OPENLEDGER_PASSPHRASE_FILE"):
+        monkeypatch.delenv(name, raising=False)
     return root
 
 
@@ -113,8 +114,12 @@ def test_no_commands_help_imports_torch_and_each_has_an_example(command: str) ->
             if name not in ("tx_submit", "blob_put", "blob_get")
         ),
         "query blob",
-        *(f"keys {action}" for action in ("new", "list", "show", "import", "export")),
+        *(
+            f"keys {action}"
+            for action in ("new", "list", "show", "import", "export", "encrypt", "passphrase")
+        ),
         "verify adapter",
+        *("keys", "tx", "query", "verify"),
         *("init", "start", "status", "devnet", "demo", "selfcheck"),
     ],
 )
@@ -129,7 +134,8 @@ def test_every_subcommand_has_help_with_an_example(command: str, capsys: pytest.
 )
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == Exit.USAGE
-    assert "usage: openledger" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "see `openledger" in shown or "usage: openledger" in shown
 
 
 def test_init_creates_a_home_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,33 +187,6 @@ def test_bad_overrides_are_usage_errors_that_name_the_key(
     assert run("init", "--home", tmp_path / "h", "--set", "rpc.prot=1") == Exit.USAGE
     assert "rpc.prot" in capsys.readouterr().err
     assert run("init", "--home", tmp_path / "h", "--set", "rpc.port") == Exit.USAGE
-
-
-def test_keys_are_made_listed_shown_exported_and_imported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = run_json(capsys, "keys", "new", "zoe")
-    assert run_json(capsys, "keys", "show", "zoe") == made
-    assert run("keys", "list", "--json") == Exit.OK
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["ann", "ben", "zoe"]
-    exported = tmp_path / "zoe.key"
-    assert run("keys", "export", "zoe", "--file", exported) == Exit.OK
-    assert exported.stat().st_mode & 0o777 == 0o600
-    assert run_json(capsys, "keys", "import", "zoe2", "--file", exported)["address"] == made["address"]
-    assert run("keys", "new", "zoe") == Exit.USAGE
-    assert run("keys", "show", "nobody") == Exit.USAGE
-    assert run("keys", "new", "../zoe") == Exit.USAGE
-    exported.chmod(0o644)
-    assert run("keys", "import", "zoe3", "--file", exported) == Exit.USAGE
-
-
-def test_seeds_are_never_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("keys", "new", "zoe")
-    run("keys", "show", "zoe")
-    run("keys", "list")
-    run("keys", "export", "zoe", "--file", tmp_path / "zoe.key")
-    captured = capsys.readouterr()
-    assert load_seed(tmp_path / "zoe.key").hex() not in captured.out + captured.err
 
 
 def test_status_is_a_table_for_people_and_json_for_programs(
@@ -339,15 +318,6 @@ def test_every_query_prints_a_table(server: RunningServer, capsys: pytest.Captur
         assert run("query", what) == Exit.OK
     assert run("query", "block", server.backend.world.height) == Exit.OK
     assert "transactions" in capsys.readouterr().out
-
-
-def test_a_closed_pipe_is_no_traceback(server: RunningServer) -> None:
-    command = f"{sys.executable} -m node.cli.main query params --json | true"
-    environment = {**os.environ, "OPENLEDGER_URL": server.url}
-    done = subprocess.run(
-        command, shell=True, capture_output=True, text=True, timeout=60, env=environment, check=False
-    )
-    assert "Traceback" not in done.stderr
 
 
 def test_starting_without_a_home_fails_with_what_to_do(tmp_path: Path) -> None:

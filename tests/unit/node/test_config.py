@@ -44,6 +44,14 @@ def test_rendering_and_reading_give_an_equal_configuration(tmp_path: Path) -> No
     assert load_config(write(tmp_path, render_toml(config)), {}) == config
 
 
+@pytest.mark.parametrize("path", ["/run/\U0001f511/passphrase", "/zwölf/\u2028", "C:\\path", '"quoted"'])
+def test_a_path_in_any_script_is_rendered_as_toml(tmp_path: Path, path: str) -> None:
+    config = load_config(None, {}, {"keys.passphrase_file": path})
+    file = tmp_path / "config.toml"
+    file.write_text(render_toml(config), encoding="utf-8")
+    assert load_config(file, {}) == config
+
+
 def test_the_example_is_the_defaults_and_names_every_key() -> None:
     assert load_config(EXAMPLE, {}) == Config()
     text = EXAMPLE.read_text()
@@ -116,6 +124,43 @@ def test_environment_variables_of_a_section_are_checked_like_the_file(
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("[rpc]\nprot = 1", "did you mean rpc.port?"),
+        ("[rpc]\nlevel = 1", "did you mean log.level?"),
+        ("[rcp]\nport = 1", "did you mean rpc?"),
+        ("port = 1", "did you mean rpc.port?"),
+        ("[rpc]\nzzzzzz = 1", "one of host, port"),
+        ("[zzzzzz]\nport = 1", "one of node, keys, rpc"),
+    ],
+)
+def test_an_unknown_name_comes_with_the_nearest_or_else_with_all(
+    tmp_path: Path, text: str, hint: str
+) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(write(tmp_path, text), {})
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["OPENLEDGER_RCP_PORT", "OPENLEDGER_NETWROK_PEERS_MAX", "OPENLEDGER_KEY_X"])
+def test_a_variable_that_nearly_names_a_section_is_refused(name: str) -> None:
+    with pytest.raises(ConfigInvalid, match="did you mean OPENLEDGER_") as caught:
+        load_config(None, {name: "1"})
+    assert caught.value.key == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 5000, "[rpc]\nport = " + "9" * 5000, "[rpc]\nport = 0x" + "f" * 6000, "a = 1979-99-99"],
+    ids=["nested", "long-decimal", "long-hex", "date"],
+)
+def test_what_the_toml_reader_itself_trips_over_is_refused_in_a_short_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(write(tmp_path, text), {})
+    assert len(str(caught.value)) < 1000
+
+
 def test_lists_in_environment_and_flags_are_separated_by_commas() -> None:
     config = load_config(
         None, {"OPENLEDGER_NETWORK_MESH_PEERS": f"{PEER}, {PEER}"}, {"network.gossip_peers": ""}
@@ -125,7 +170,8 @@ def test_lists_in_environment_and_flags_are_separated_by_commas() -> None:
 
 
 def test_variables_that_are_not_configuration_are_left_alone() -> None:
-    assert load_config(None, {"OPENLEDGER_HOME": "/x", "OPENLEDGER_URL": "http://x"}) == Config()
+    others = ("HOME", "URL", "PASSPHRASE", "PASSPHRASE_FILE", "TRACEBACK", "SOMETHING_ELSE")
+    assert load_config(None, {f"OPENLEDGER_{name}": "/x" for name in others}) == Config()
 
 
 @pytest.mark.parametrize("name", ["rpc", "rpc.nothing", ".port", "nothing.port"])

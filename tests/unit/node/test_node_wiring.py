@@ -10,10 +10,13 @@ import trio
 from consensus.crypto import public_key
 from consensus.effects import RequestPayload
 from consensus.inputs import PayloadAvailable, PayloadPending
-from node.config import load_config
+from node.backend import DaemonBackend
+from node.config import MempoolSection, load_config
 from node.devnet.layout import claim_home
 from node.devnet.network import create_network
+from node.errors import TransactionDropped
 from node.home import Home
+from node.keeper import Keeper
 from node.keys import load_seed
 from node.ledger.batch import (
     BATCH_BYTES_MAX,
@@ -23,9 +26,25 @@ from node.ledger.batch import (
     sign_storage_receipt,
     storage_claim,
 )
-from node.ledger.bodies import ContributionSubmit
+from node.ledger.bodies import ContributionSubmit, Transfer
 from node.ledger.fields import to_bytes
-from node.ledger.state import ACCOUNT, BATCHES, Account, BatchWindow, get_params
+from node.ledger.openings import (
+    Opening,
+    Voucher,
+    encode_opening,
+    output_commitment,
+    prompt_commitment,
+)
+from node.ledger.state import (
+    ACCOUNT,
+    BATCHES,
+    INFERENCE,
+    Account,
+    BatchWindow,
+    Inference,
+    InferenceStatus,
+    get_params,
+)
 from node.ledger.transaction import (
     encode_transaction,
     fee_estimate,
@@ -33,7 +52,15 @@ from node.ledger.transaction import (
     sign_transaction,
 )
 from node.node import Node, _plausible
+from node.rpc.errors import Code, fault_of
+from node.storage.blobs import LOOSE_BYTES_MIN, LooseLimits
+from node.storage.errors import LooseQuotaExceeded
 from node.wire import Announcement, Topic, encode_announcement, encode_transactions
+
+SALT = b"s" * 32
+OPENING = Opening((1, 2), SALT, (3,), SALT)
+PROMPT_COMMITMENT = prompt_commitment(SALT, OPENING.prompt_ids)
+OUTPUT_COMMITMENT = output_commitment(SALT, OPENING.output_ids)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +195,69 @@ def test_a_batch_that_a_validator_repeats_is_told_to_consensus_once(
     for _ in range(3):
         node._take_batch(author.peer_id, encode_batch(batch))
     assert [type(event) for event in told] == [PayloadAvailable]
+
+
+def test_an_opening_that_answers_another_open_call_is_not_forgotten_with_the_first(node: Node) -> None:
+    """A provider may give two calls the same tokens and salts: the end of one audit must not blind the other."""
+    voucher = Voucher(bytes(32), bytes(32), bytes(32), 1, bytes(32), PROMPT_COMMITMENT, 9, 1, 1)
+    name = node.blobs.put(encode_opening(OPENING))
+    first, second = b"1" * 32, b"2" * 32
+
+    def record(inference: bytes, status: InferenceStatus) -> None:
+        value = to_bytes(
+            Inference(status, voucher, OUTPUT_COMMITMENT, 2, 1, 1, 1, blob_digest=name, blob_bytes=9)
+        )
+        node._database.write({b"s" + INFERENCE + inference: value}, sync=False)
+        node.keeper.recall(0)
+
+    async def main() -> None:
+        record(first, InferenceStatus.SETTLED)
+        record(second, InferenceStatus.OPENING)
+        await node._forget_opening(first)
+        assert node.blobs.has(name)
+        node.keeper = Keeper(node.store, node.blobs, node.config.storage, set, list)
+        record(second, InferenceStatus.SETTLED)
+        await node._forget_opening(second)
+        assert not node.blobs.has(name)
+
+    trio.run(main)
+
+
+def test_a_clients_transaction_that_had_to_give_way_says_so(node: Node, signers: list[bytes]) -> None:
+    seed = bytes(range(32))
+    fill(node, 1, signers)
+    (waiting,) = node.mempool
+    node.mempool.limits = MempoolSection(transactions_max=1)
+    dearer = sign_transaction(
+        signers[0],
+        chain_id=node.chain_id,
+        nonce=0,
+        fee=10**12,
+        valid_until=50,
+        body=Transfer(bytes(31) + b"\1", 1),
+    )
+    raw = encode_transaction(dearer)
+    backend = DaemonBackend(node)
+    assert backend.transaction(waiting.tx_hash) is not None
+    node.mempool.add(raw, hash_transaction_bytes(raw, node.chain_id), dearer, duty=False)
+    with pytest.raises(TransactionDropped, match="submit it again"):
+        backend.transaction(waiting.tx_hash)
+    assert backend.transaction(bytes(32)) is None
+    assert backend.next_nonce(public_key(seed)) == 0
+    assert fault_of(TransactionDropped(1, "why")) is not None
+
+
+def test_blobs_that_come_by_rpc_are_loose_and_bounded(node: Node) -> None:
+    node.blobs.loose_limits = LooseLimits(unnamed_bytes_max=LOOSE_BYTES_MIN)
+
+    async def main() -> None:
+        backend = DaemonBackend(node)
+        name = await backend.put_blob(b"first")
+        assert node.blobs.note(name) is not None
+        with pytest.raises(LooseQuotaExceeded) as refused:
+            await backend.put_blob(b"second")
+        fault = fault_of(refused.value)
+        assert fault is not None
+        assert fault.code == Code.STORAGE_FULL
+
+    trio.run(main)

@@ -33,3 +33,11 @@ def test_what_nothing_used_expires_but_not_what_a_block_in_flight_names() -> Non
     assert pushed.expire(UNUSED_HEIGHTS_MAX + 1, frozenset([b"2"])) == [b"1"]
     assert not pushed.add(b"a", b"4", 41, 3)
     assert pushed.add(b"a", b"5", 40, 3)
+
+
+def test_a_flood_of_refused_batches_is_told_once_a_height_for_each_author() -> None:
+    pushed = PushedBatches()
+    told = [
+        pushed.worth_telling(author, height) for height in (1, 1, 2, 2) for author in (b"a" * 32, b"b" * 32)
+    ]
+    assert told == [True, True, False, False, True, True, False, False]
