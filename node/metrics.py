@@ -54,6 +54,8 @@ class Snapshot:
     p2p_peers: int
     p2p_peers_banned: int
     p2p_penalty_points: int
+    p2p_penalties: int
+    p2p_bans: int
     p2p_send_queue_bytes: int
     p2p_received_bytes: int
     p2p_sent_bytes: int
@@ -81,6 +83,8 @@ _HELP: dict[str, str] = {
     "p2p_peers": "Connected peers",
     "p2p_peers_banned": "Known peers that are banned now",
     "p2p_penalty_points": "Points held against known peers now",
+    "p2p_penalties": "Penalties that peers earned",
+    "p2p_bans": "Bans that peers earned",
     "p2p_send_queue_bytes": "Bytes of frames that wait to be written to peers",
     "p2p_received_bytes": "Bytes received from peers, as multiplexed, as far as their connections were seen here",
     "p2p_sent_bytes": "Bytes sent to peers, as multiplexed, as far as their connections were seen here",
@@ -89,7 +93,15 @@ _HELP: dict[str, str] = {
     "storage_free_bytes": "Bytes free on the file system of the node's home",
     "worker_jobs": "Recomputations that wait or run",
 }
-_COUNTERS = frozenset({"consensus_peer_messages_dropped", "p2p_received_bytes", "p2p_sent_bytes"})
+_COUNTERS = frozenset(
+    {
+        "consensus_peer_messages_dropped",
+        "p2p_penalties",
+        "p2p_bans",
+        "p2p_received_bytes",
+        "p2p_sent_bytes",
+    }
+)
 
 
 class Metrics:

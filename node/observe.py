@@ -178,6 +178,7 @@ class Observer:
         standing = standing_of(node, connected)
         entries = node.directory.validators.validators
         own = node.network.peer_id
+        penalties, bans = node.network.penalties
         return Snapshot(
             consensus_height=node.store.committed_height(),
             consensus_executed_height=node.executor.head.height,
@@ -198,6 +199,8 @@ class Observer:
             p2p_peers=len(connected),
             p2p_peers_banned=sum(peer.banned for peer in peers),
             p2p_penalty_points=sum(peer.points for peer in peers),
+            p2p_penalties=penalties,
+            p2p_bans=bans,
             p2p_send_queue_bytes=sum(peer.queue_bytes for peer in peers),
             p2p_received_bytes=self._traffic.received_bytes,
             p2p_sent_bytes=self._traffic.sent_bytes,

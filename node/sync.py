@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from consensus.config import ConsensusConfig
+from consensus.digest import DIGEST_BYTES
 from consensus.errors import ConsensusError, InvalidBlock
 from consensus.inputs import BlocksSynced, Input, MessageReceived
 from consensus.leaders import Leaders
@@ -125,6 +126,8 @@ class Sync:
                 case Request.RANGE:
                     return await trio.to_thread.run_sync(self._range, *decode_range_request(payload))
                 case Request.BATCH:
+                    if len(payload) != DIGEST_BYTES:
+                        raise WireError(f"expected the {DIGEST_BYTES} bytes of a batch's digest")
                     return self._store.batch(payload) or b""
                 case Request.BLOB:
                     return await trio.to_thread.run_sync(self._blob_part, *decode_blob_request(payload))

@@ -289,6 +289,11 @@ class Network:
             for peer in self._peers.values()
         )
 
+    @property
+    def penalties(self) -> tuple[int, int]:
+        """How many penalties and how many bans peers earned here since the start."""
+        return self._standings.penalties, self._standings.bans
+
     def learn_address(self, address: PeerAddress) -> None:
         """Replace the address of a configured peer, from the next dial on. Raises `UnknownPeer`."""
         if address.peer_id not in self._addresses:

@@ -19,15 +19,18 @@ class _Standing:
 
 
 class Standings:
-    """Bad points of every peer that has any."""
+    """Bad points of every peer that has any; `penalties` and `bans` count since the start."""
 
     def __init__(self, limits: Limits, mesh: frozenset[str]) -> None:
         self._limits = limits
         self._mesh = mesh
         self._standings: dict[str, _Standing] = {}
+        self.penalties = 0
+        self.bans = 0
 
     def penalise(self, peer_id: str, points: int, now_s: float) -> bool:
         """Add points; True if that bans the peer. The ban clears the points."""
+        self.penalties += 1
         standing = self._standings.get(peer_id)
         if standing is None:
             self._forget_one_if_full()
@@ -39,6 +42,7 @@ class Standings:
         standing.points = 0
         ban_s = self._limits.mesh_ban_s if peer_id in self._mesh else self._limits.ban_s
         standing.banned_until_s = now_s + ban_s
+        self.bans += 1
         return True
 
     def points(self, peer_id: str, now_s: float) -> int:

@@ -84,7 +84,7 @@ def test_names_are_prefixed_have_help_base_units_and_total_exactly_on_counters()
 def test_every_value_of_a_snapshot_is_shown_under_its_name() -> None:
     text = filled().render()
     for number, entry in enumerate(fields(Snapshot)):
-        counter = entry.name.endswith(("_dropped", "_received_bytes", "_sent_bytes"))
+        counter = entry.name.endswith(("_dropped", "_penalties", "_bans", "_received_bytes", "_sent_bytes"))
         assert value(text, f"openledger_{entry.name}{'_total' if counter else ''}") == number
 
 

@@ -327,7 +327,9 @@ def test_requests_for_what_is_not_there_get_an_empty_answer(rooms: tuple[Room, R
             return await there.sync.answer("asker", kind, payload)
 
         assert decode_range(await ask(Request.RANGE, encode_range_request(2**64 - 1, 64))).blocks == ()
-        assert await ask(Request.BATCH, b"nothing") == b""
+        assert await ask(Request.BATCH, bytes(32)) == b""
+        with pytest.raises(RequestRefused):
+            await ask(Request.BATCH, bytes(31))
         assert await ask(Request.BLOB, encode_blob_request(name, 0)) == b"blob"
         assert await ask(Request.BLOB, encode_blob_request(name, 2**64 - 1)) == b""
         assert await ask(Request.BLOB, encode_blob_request(name, BLOB_PART_BYTES)) == b""

@@ -15,6 +15,7 @@ def test_points_add_up_to_a_ban_that_ends() -> None:
     assert standings.banned_s("peer", 1.0) == LIMITS.ban_s
     assert standings.banned_s("peer", 1.0 + LIMITS.ban_s) == 0
     assert standings.points("peer", 1.0 + LIMITS.ban_s) == 0
+    assert (standings.penalties, standings.bans) == (2, 1)
 
 
 def test_points_fade() -> None:
