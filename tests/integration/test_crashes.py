@@ -403,9 +403,7 @@ def test_a_log_that_was_cut_in_the_middle_of_a_write_costs_nothing_but_that_writ
 
 
 @pytest.mark.slow
-def test_a_damaged_database_ends_the_daemon_with_what_to_do_and_put_back_it_goes_on(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_damaged_database_ends_the_daemon_with_what_to_do_and_mended_it_goes_on(cluster: Cluster) -> None:
     """Found at the start or at the first read of what is damaged: never a traceback, never a quiet loss."""
     name = "validator-2"
     home = cluster.node(name).home
@@ -414,9 +412,9 @@ def test_a_damaged_database_ends_the_daemon_with_what_to_do_and_put_back_it_goes
         cluster.start(name)
         wait_everywhere(cluster, height_of(cluster, "full-node") + 1)
     cluster.kill(name)
-    shutil.copytree(home.data_path, tmp_path / "whole")
     for pattern in ("*.ldb", "MANIFEST-*", "*.log"):
-        flip_a_bit(max((home.data_path / "chain").glob(pattern), key=lambda path: path.stat().st_size))
+        damaged = max((home.data_path / "chain").glob(pattern), key=lambda path: path.stat().st_size)
+        flip_a_bit(damaged)
         cluster.start(name)
         child = cluster.children[name]
         begin = child.log.stat().st_size
@@ -425,8 +423,8 @@ def test_a_damaged_database_ends_the_daemon_with_what_to_do_and_put_back_it_goes
         assert "is damaged" in said
         assert "move it away and restart to sync again" in said
         assert "Traceback" not in said
-        shutil.rmtree(home.data_path)
-        shutil.copytree(tmp_path / "whole", home.data_path)
+        # Mended, not replaced by a copy: it may have signed before it met a damaged table, and a copy would be too old.
+        flip_a_bit(damaged)
     cluster.start(name)
     wait_everywhere(cluster, height_of(cluster, "full-node") + 1)
 
