@@ -118,6 +118,7 @@ def test_a_second_devnet_in_the_same_home_is_refused(devnet: Devnet) -> None:
     assert devnet.document()["nodes"]
 
 
+@pytest.mark.slow
 def test_whoever_retrains_from_the_ledger_gets_the_same_adapter(devnet: Devnet) -> None:
     report = devnet.report()
     url = devnet.document()["nodes"][-1]["rpc_url"]
