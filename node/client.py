@@ -133,6 +133,7 @@ class Client:
         body = json.dumps(request).encode()
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
+            pause_s = _BACKOFF_S * 2**attempt
             try:
                 return self._result(self._post(body), identity)
             except NodeUnreachable:
@@ -144,8 +145,8 @@ class Client:
                 after_s = _retry_after_s(error)
                 if after_s > _RETRY_AFTER_S_MAX:
                     raise
-                time.sleep(after_s)
-            time.sleep(_BACKOFF_S * 2**attempt)
+                pause_s = max(pause_s, after_s)
+            time.sleep(pause_s)  # another process's good time has no event to wait for
         raise NodeUnreachable(self.url, "retries must not be negative")
 
     def _post(self, body: bytes) -> bytes:
