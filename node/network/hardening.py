@@ -99,6 +99,7 @@ def _penalise(conn: Any, reason: str) -> None:
 
 async def _read_header(secured_conn: Any, length: int) -> bytes:
     """Stock: frames of unknown versions and types are skipped, so that garbage is read for ever."""
+    secured_conn.openledger_arriving_bytes = 0  # the last frame is in its stream's buffer by now
     header: bytes = await read_exactly(secured_conn, length)
     version, kind, _, _, announced = _HEADER.unpack(header)
     oversized = kind == yamux_module.TYPE_DATA and announced > yamux_module.MAX_WINDOW_SIZE
@@ -129,6 +130,8 @@ async def _read_data_body(self: Any, length: int) -> bytes:
     share = limits.receive_buffers_bytes_max // limits.connections_max
     if unread > share and _unread_bytes_of_all(self) + length > limits.receive_buffers_bytes_max:
         raise trio.TooSlowError
+    # Claimed before the wait: frames of other connections are judged while this one arrives.
+    self.secured_conn.openledger_arriving_bytes = length
     with trio.fail_after(limits.ping_timeout_ms / 1000 * 2):
         data: bytes = await read_exactly(self.secured_conn, length)
     self.openledger_bytes_in = getattr(self, "openledger_bytes_in", 0) + length
@@ -136,7 +139,9 @@ async def _read_data_body(self: Any, length: int) -> bytes:
 
 
 def _unread_bytes(conn: Any) -> int:
-    return sum(map(len, conn.stream_buffers.values()))
+    """What lies in the streams' buffers, and the frame that is on its way there."""
+    arriving: int = getattr(conn.secured_conn, "openledger_arriving_bytes", 0)
+    return sum(map(len, conn.stream_buffers.values())) + arriving
 
 
 def _unread_bytes_of_all(conn: Any) -> int:

@@ -32,13 +32,19 @@ T = TypeVar("T")
 
 
 def run_trio(test: Callable[[], Awaitable[None]]) -> None:
-    """Run an asynchronous test; a hang fails it."""
+    """Run an asynchronous test; a hang fails it, and what one task raised is raised without its nurseries' groups."""
 
     async def bounded() -> None:
         with trio.fail_after(PATIENCE_S):
             await test()
 
-    trio.run(bounded)
+    try:
+        trio.run(bounded)
+    except BaseExceptionGroup as group:
+        fault: BaseException = group
+        while isinstance(fault, BaseExceptionGroup) and len(fault.exceptions) == 1:
+            fault = fault.exceptions[0]
+        raise fault from None
 
 
 def seed_of(number: int) -> bytes:
