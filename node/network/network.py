@@ -11,7 +11,7 @@ Usage::
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +119,7 @@ class Network:
         self._log_budget = TokenBucket(_LOG_LINES_PER_S, _LOG_LINES_BURST, 0.0)
         self._unreported = 0
         self._readers: dict[str, trio.CancelScope] = {}
+        self._writers: dict[str, trio.CancelScope] = {}
         self._running: _Running | None = None
         self._port = config.listen_port
         self._started = False
@@ -214,10 +215,15 @@ class Network:
                 name=f"dial {peer_id}",
             )
         if peer.mesh:
-            open_stream = partial(self._open_stream, peer_id, self.config.direct_protocol)
-            nursery.start_soon(
-                write_frames, peer, limits, open_stream, partial(self._drop, peer_id), name=f"write {peer_id}"
-            )
+            nursery.start_soon(self._write_to, peer, name=f"write {peer_id}")
+
+    async def _write_to(self, peer: Peer) -> None:
+        """Write a mesh peer's queue until it leaves the mesh."""
+        peer_id = peer.peer_id
+        open_stream = partial(self._open_stream, peer_id, self.config.direct_protocol)
+        with trio.CancelScope() as scope:
+            self._writers[peer_id] = scope
+            await write_frames(peer, self.config.limits, open_stream, partial(self._drop, peer_id))
 
     @property
     def address(self) -> PeerAddress:
@@ -294,6 +300,33 @@ class Network:
         """How many penalties and how many bans peers earned here since the start."""
         return self._standings.penalties, self._standings.bans
 
+    def set_mesh(self, peer_ids: Iterable[str]) -> None:
+        """Make these peers the mesh, beside none other: they get our frames, and theirs are read.
+
+        A newcomer need not be configured: it is let in, and dials us. Who leaves keeps its connection, as any other peer;
+        what waits for it is dropped.
+        """
+        mesh = frozenset(peer_ids) - {self.peer_id}
+        left, joined = self._mesh - mesh, mesh - self._mesh
+        self._mesh = self._standings.mesh = mesh
+        for peer_id in sorted(left):
+            self._leave_mesh(self._peers[peer_id])
+        for peer_id in sorted(joined):
+            limits = self.config.limits
+            peer = self._peers.setdefault(peer_id, new_peer(peer_id, limits, mesh=True, configured=False))
+            peer.mesh = True
+            if self._running is not None:
+                self._running.nursery.start_soon(self._write_to, peer, name=f"write {peer_id}")
+
+    def _leave_mesh(self, peer: Peer) -> None:
+        peer.mesh = False
+        peer.queue.clear()
+        for tasks in (self._writers, self._readers):
+            if (scope := tasks.pop(peer.peer_id, None)) is not None:
+                scope.cancel()
+        if not peer.kept and not peer.connected:
+            del self._peers[peer.peer_id]
+
     def learn_address(self, address: PeerAddress) -> None:
         """Replace the address of a configured peer, from the next dial on. Raises `UnknownPeer`."""
         if address.peer_id not in self._addresses:
@@ -333,12 +366,12 @@ class Network:
         """Decide on an inbound peer, right after its handshake."""
         if self._banned_s(peer_id):
             return False
-        if peer_id in self._addresses:
+        if peer_id in self._addresses or peer_id in self._mesh:
             return True
         if self.config.allowed is not None and peer_id not in self.config.allowed:
             return False
-        strangers = sum(not peer.configured for peer in self._peers.values())
-        return strangers < self.config.limits.connections_max - len(self._addresses)
+        strangers = sum(not peer.kept for peer in self._peers.values())
+        return strangers < self.config.limits.connections_max - len(self._mesh | self._addresses.keys())
 
     # Connections, as libp2p reports them
 
@@ -371,7 +404,7 @@ class Network:
 
     def _went_down(self, peer: Peer) -> None:
         peer.notify()
-        if not peer.configured:
+        if not peer.kept:
             self._peers.pop(peer.peer_id, None)
         self._report("peer disconnected", peer.peer_id, mesh=peer.mesh)
         self._tell(PeerEvent(peer.peer_id, connected=False, mesh=peer.mesh))

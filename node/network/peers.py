@@ -31,6 +31,11 @@ class Peer:
         """Whether any connection is up."""
         return bool(self.conns)
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is remembered while it is not connected."""
+        return self.configured or self.mesh
+
     async def wait_connected(self) -> None:
         """Return once a connection is up."""
         while not self.conns:

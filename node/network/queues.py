@@ -70,6 +70,12 @@ class SendQueue:
                 pieces += (encode_header(kind, len(payload)), payload)
         return pieces
 
+    def clear(self) -> None:
+        """Drop everything that waits."""
+        for lane in self._lanes:
+            while lane:
+                self._drop_oldest(lane)
+
     async def wait(self) -> None:
         """Return once there is something to take."""
         while not len(self):

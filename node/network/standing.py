@@ -19,11 +19,11 @@ class _Standing:
 
 
 class Standings:
-    """Bad points of every peer that has any; `penalties` and `bans` count since the start."""
+    """Bad points of every peer that has any; `penalties` and `bans` count since the start, `mesh` is banned for less."""
 
     def __init__(self, limits: Limits, mesh: frozenset[str]) -> None:
         self._limits = limits
-        self._mesh = mesh
+        self.mesh = mesh
         self._standings: dict[str, _Standing] = {}
         self.penalties = 0
         self.bans = 0
@@ -40,7 +40,7 @@ class Standings:
         if standing.points < self._limits.ban_points:
             return False
         standing.points = 0
-        ban_s = self._limits.mesh_ban_s if peer_id in self._mesh else self._limits.ban_s
+        ban_s = self._limits.mesh_ban_s if peer_id in self.mesh else self._limits.ban_s
         standing.banned_until_s = now_s + ban_s
         self.bans += 1
         return True

@@ -68,6 +68,30 @@ def test_a_broadcast_reaches_every_mesh_peer_and_no_full_node() -> None:
     run_trio(main)
 
 
+def test_a_newcomer_joins_the_mesh_of_a_running_network_and_one_leaves_it() -> None:
+    """The newcomer dials everyone and is configured nowhere; who left is a peer like any other."""
+
+    async def main() -> None:
+        async with open_mesh(2, full_nodes=1) as ((low, high), (newcomer,), _):
+            everyone = [low, high, newcomer]
+            for node in everyone:
+                node.network.set_mesh(other.peer_id for other in everyone)
+            for sender in everyone:
+                assert sender.network.broadcast(9, sender.peer_id.encode()) == 2
+            for node in everyone:
+                others = {other.peer_id.encode() for other in everyone if other is not node}
+                assert set(await receive_payloads(node, 2)) == others
+            for node in (low, newcomer):
+                node.network.set_mesh([low.peer_id, newcomer.peer_id])
+            with pytest.raises(UnknownPeer):
+                low.network.send(high.peer_id, 9, b"vote")
+            assert newcomer.network.broadcast(9, b"alone") == 1
+            assert await receive_payloads(low, 1) == [b"alone"]
+            assert await low.network.request(high.peer_id, 1, b"ab", 20) == b"ba"
+
+    run_trio(main)
+
+
 def test_frames_of_the_largest_size_arrive_and_larger_ones_are_refused_here() -> None:
     async def main() -> None:
         async with open_mesh(2) as ((low, high), _, _):
