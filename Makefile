@@ -20,7 +20,7 @@ devnet: venv ## the same, then stays up until Ctrl-C
 	@$(BIN)/openledger devnet --home $(HOME_DIR)
 
 test: venv ## every test that needs no network, no accelerator and no patience
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: venv ## the tests that take longer: hostile validator, stopped processes, copied home
 	@$(BIN)/pytest -m slow
