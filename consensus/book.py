@@ -46,10 +46,24 @@ class Book(Generic[Item]):
         row = self._rounds.get(round_, {})
         return sorted(((author, item) for author, (_, item) in row.items()), key=lambda pair: pair[0])
 
+    def get(self, round_: int, author: int) -> Item | None:
+        """Return what one author said in a round."""
+        entry = self._rounds.get(round_, {}).get(author)
+        return None if entry is None else entry[1]
+
+    def of(self, author: int) -> list[Item]:
+        """Return everything one author said, in no order."""
+        rows = (row.get(author) for row in self._rounds.values())
+        return [entry[1] for entry in rows if entry is not None]
+
     def drop_below(self, round_: int) -> None:
         """Forget all rounds below `round_`."""
         for old in [key for key in self._rounds if key < round_]:
             del self._rounds[old]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._rounds.clear()
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._rounds)

@@ -2,10 +2,12 @@
 
 from consensus.core import Core
 from consensus.custody import notice_cc, notice_qc, notice_tc
+from consensus.ending import boundary_on, end_epoch, handover_of
 from consensus.execution import check_committed_claims
 from consensus.messages import SyncMessage
 from consensus.pacemaker import advance, learn_timeout
 from consensus.types import QC, TC, CommitCertificate, CommitProof, TwoChain
+from consensus.watch import watch_cc, watch_qc, watch_tc
 
 
 def apply_qc(core: Core, qc: QC, source: bytes | None) -> None:
@@ -13,7 +15,10 @@ def apply_qc(core: Core, qc: QC, source: bytes | None) -> None:
 
     The commit vote that the rule asks for is cast in `consensus.voting` once the block is known.
     """
+    if core.ended is not None:
+        return
     notice_qc(core, qc)
+    watch_qc(core, qc)
     if qc.round > core.high_qc.round:
         core.high_qc = qc
     # First liveness guard: a QC older than the last TC must not remove it. That TC may be the only one that permits
@@ -60,7 +65,10 @@ def apply_tc(core: Core, tc: TC, *, forward: bool = True) -> None:
     # Second liveness guard: a replayed TC of a past round must not replace the one that permits the current round.
     if tc.round < core.round:
         return
+    if core.ended is not None:
+        return
     notice_tc(core, tc)
+    watch_tc(core, tc)
     apply_qc(core, tc.high_qc, None)
     core.last_tc = tc
     advance(core, tc.round + 1, by_tc=True)
@@ -71,7 +79,10 @@ def apply_tc(core: Core, tc: TC, *, forward: bool = True) -> None:
 
 def apply_cc(core: Core, cc: CommitCertificate, source: bytes | None) -> None:
     """Commit the block if it is here; otherwise remember the certificate and fetch the block."""
+    if core.ended is not None:
+        return
     notice_cc(core, cc)
+    watch_cc(core, cc)
     if core.high_cc is None or cc.round > core.high_cc.round:
         core.high_cc = cc
     if cc.round <= core.root.round:
@@ -85,12 +96,22 @@ def apply_cc(core: Core, cc: CommitCertificate, source: bytes | None) -> None:
 
 
 def commit(core: Core, block_id: bytes, proof: CommitProof) -> None:
-    """Deliver the block and its uncommitted ancestors, oldest first, each once; prune what can no longer matter."""
-    path = core.tree.path(block_id)
-    if not path:
+    """Deliver the block and its uncommitted ancestors, oldest first, each once; prune what can no longer matter.
+
+    Nothing past a block that ends the epoch is delivered: its descendants only carried the proof.
+    """
+    whole = [] if core.ended is not None else core.tree.path(block_id)
+    if not whole:
         return
-    learn_timeout(core, path[-1].arrived_ms)
-    dropped = core.tree.reroot(block_id)
+    at = boundary_on(whole)
+    path = whole if at is None else whole[: at + 1]
+    handover = None if at is None else handover_of(whole[at:], proof)
+    if handover is not None and len(whole) > len(path):
+        proof = handover
+    # What an empty block took says little without commit votes: the next heartbeat committed it.
+    if path[-1].block.header.payload or isinstance(proof, CommitCertificate):
+        learn_timeout(core, path[-1].arrived_ms)
+    dropped = core.tree.reroot(path[-1].block.id)
     core.proof = proof
     core.out.deliver(tuple(node.block for node in path), proof)
     core.out.forgotten.extend(node.block.id for node in (*path, *dropped) if node.stored)
@@ -99,6 +120,8 @@ def commit(core: Core, block_id: bytes, proof: CommitProof) -> None:
             core.available.pop(batch, None)
     _prune(core)
     check_committed_claims(core, tuple(node.block for node in path))
+    if handover is not None:
+        end_epoch(core, handover)
 
 
 def _prune(core: Core) -> None:

@@ -25,6 +25,8 @@ ARRAYS_MAX = 1 << 15
 """Arrays allowed in one decoded object: an empty one is one byte on the wire and about 90 in memory."""
 
 _LEAVES = frozenset({int, bytes, str, bool, type(None)})
+_ARRAYS = frozenset({list, tuple})
+_VALUES = _LEAVES | _ARRAYS
 
 _ARRAY, _REFUSED = -1, -2
 _ARRAY_HEADERS = {0xDC: 2, 0xDD: 4}
@@ -120,7 +122,10 @@ def _walk(data: bytes, elements_max: int) -> None:
                 raise CodecError(f"nested deeper than {DEPTH_MAX}")
         elif size == 0:
             width = _BYTES_HEADERS[first]
-            at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
+            if width == 1 and at + 1 < end:  # what there is most of: keys, hashes, signatures
+                at += 2 + data[at + 1]
+            else:
+                at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
         else:
             raise CodecError(f"a value that begins with {first:#04x} has no canonical form")
         if at > end:
@@ -129,18 +134,16 @@ def _walk(data: bytes, elements_max: int) -> None:
 
 def _check(obj: Any) -> None:
     """Refuse foreign types and too much depth, level by level without recursion."""
-    level = [obj]
+    if type(obj) is list and _LEAVES.issuperset(map(type, obj)):
+        return  # one row of leaves, as most records are
+    level: Any = (obj,)
     for _ in range(DEPTH_MAX + 1):
-        below: list[Any] = []
-        arrays = False
-        for value in level:
-            kind = type(value)
-            if kind is list or kind is tuple:
-                arrays = True
-                below.extend(value)
-            elif kind not in _LEAVES:
-                raise CodecError(f"{kind.__name__} has no canonical form")
-        if not arrays:
+        # The types of a level at once: what is encoded most has a hundred leaves for each kind of them.
+        kinds = set(map(type, level))
+        if kinds <= _LEAVES:
             return
-        level = below
+        if not kinds <= _VALUES:
+            foreign = min(kind.__name__ for kind in kinds - _VALUES)
+            raise CodecError(f"{foreign} has no canonical form")
+        level = [value for array in level if type(array) in _ARRAYS for value in array]
     raise CodecError(f"nested deeper than {DEPTH_MAX}")

@@ -1,6 +1,9 @@
 """Settings of a replica; every validator of a chain runs the same limits, timing may differ."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+VoteFanout: TypeAlias = Literal["all", "collector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class ConsensusConfig:
         payload_digests_max: batches per block, at most 64.
         fetch_retry_ms: first delay before a missing block or batch is asked for again; doubles up to 16 times that.
         behind_heights_min: a certificate this far above the committed height asks for range sync (`Behind`).
+        vote_fanout: whom this validator sends its votes to: all, or only the next round's leader, who collects them. Each
+            validator's own choice; safety does not depend on it, and progress is made with any mix.
         stalled_rounds_min: rounds without a commit after which `Stalled` is reported, again at each doubling.
 
     Raises:
@@ -38,12 +43,15 @@ class ConsensusConfig:
     fetch_retry_ms: int = 250
     behind_heights_min: int = 24
     stalled_rounds_min: int = 12
+    vote_fanout: VoteFanout = "all"
 
     def __post_init__(self) -> None:
         if not 1 <= self.timeout_ms_floor <= self.timeout_ms_base <= self.timeout_ms_max:
             raise ValueError("timeouts: 1 <= floor <= base <= max")
         if not 1 <= self.payload_digests_max <= 64:
             raise ValueError("payload_digests_max: 1 to 64")
+        if self.vote_fanout not in ("all", "collector"):
+            raise ValueError("vote_fanout: all or collector")
         for name in (
             "timeout_repeat_ms_max",
             "heartbeat_ms",

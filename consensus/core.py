@@ -3,16 +3,26 @@
 from consensus.beacon import BeaconChain
 from consensus.book import Book
 from consensus.config import ConsensusConfig
-from consensus.effects import Misbehaved, Stalled
+from consensus.effects import EpochEnded, Misbehaved, Stalled
 from consensus.fetches import Fetches
 from consensus.inputs import TimerKind
 from consensus.leaders import Leaders
 from consensus.messages import TimeoutMessage
 from consensus.outbox import Outbox
 from consensus.recovery import ExecutionResult
-from consensus.safety import ForeignSignature, SafetyRecord, SafetyRules
+from consensus.safety import ForeignSignature, SafetyRecord, Signer
 from consensus.tree import BlockTree, Node
-from consensus.types import QC, TC, Block, CommitCertificate, CommitProof, CommitVote, SyncInfo, Vote
+from consensus.types import (
+    QC,
+    TC,
+    Block,
+    CommitCertificate,
+    CommitProof,
+    CommitVote,
+    Handover,
+    SyncInfo,
+    Vote,
+)
 from consensus.verify import Context
 
 ORPHANS_MAX = 128
@@ -39,7 +49,7 @@ class Core:
         context: Context,
         config: ConsensusConfig,
         genesis: Block,
-        safety: SafetyRules | None,
+        safety: Signer | None,
         beacon: BeaconChain | None,
     ) -> None:
         validators = context.validators
@@ -63,6 +73,7 @@ class Core:
         self.high_qc: QC = context.genesis_qc
         self.high_cc: CommitCertificate | None = None
         self.last_tc: TC | None = None
+        self.collected = 0  # round of the highest QC that was made here, of votes
 
         self.votes: Book[Vote] = Book()
         self.commit_votes: Book[CommitVote] = Book()
@@ -85,9 +96,12 @@ class Core:
         self.accused: dict[bytes, None] = {}
 
         self.executed_height = 0
-        self.results: dict[int, ExecutionResult] = {
-            0: ExecutionResult(0, genesis.header.state_digest, genesis.header.receipts_accumulator)
-        }
+        self.results: dict[int, ExecutionResult] = {}
+        if genesis.height == 0:
+            # Of a later epoch's root only the ledger itself can say whether it got there.
+            self.results[0] = ExecutionResult(
+                0, genesis.header.state_digest, genesis.header.receipts_accumulator
+            )
         self.claims: dict[int, tuple[bytes, ExecutionResult]] = {}
         self.diverged = False
         self.foreign: ForeignSignature | None = None
@@ -96,6 +110,11 @@ class Core:
         self.block_fetches = Fetches(64, 32, config.fetch_retry_ms)
         self.payload_fetches = Fetches(1024, 8, config.fetch_retry_ms)
         self.behind_told: tuple[int, int] = (0, 0)
+
+        self.ended: EpochEnded | None = None
+        self.handover: tuple[bytes, Handover, bytes | None] | None = None
+        self.handed: dict[bytes, int] = {}
+        self.newer: dict[bytes, None] = {}
 
         self.out = Outbox()
         self.stored_record: SafetyRecord | None = None if safety is None else safety.record
@@ -128,7 +147,12 @@ class Core:
         """Rounds that passed without a commit; 0 in the normal case, where a commit lags by two rounds."""
         return max(0, self.round - self.root.round - 2)
 
-    def accuse(self, peer: bytes | None, reason: str, evidence: tuple[bytes, bytes] | None = None) -> None:
+    @property
+    def collects(self) -> bool:
+        """Whether this validator sends its votes to the next leader alone."""
+        return self.config.vote_fanout == "collector"
+
+    def accuse(self, peer: bytes | None, reason: str, evidence: bytes = b"") -> None:
         """Report a peer."""
         self.out.report(Misbehaved(peer, reason, evidence))
 

@@ -3,6 +3,7 @@
 A validator's record is written before a signature leaves, so no signature of ours can be of a later round than the record
 says, nor of the record's round for another statement. One that is, verified, proves that a second process holds the key,
 or that this one continues from an old copy of its disk; going on would contradict what is already said in our name.
+A record that is kept elsewhere (`Signer`) is here as a copy that may lag: what it does not know, the signer is asked about.
 Nothing here changes what the replica does: its driver asks (`Replica.foreign_signature`) before it performs effects.
 """
 
@@ -58,7 +59,7 @@ def notice_block(core: Core, block: Block) -> None:
     if record is None or core.safety is None or block.header.proposer != core.safety.public:
         return
     if block.round > record.last_proposed:
-        core.foreign = ForeignSignature("proposal", block.round, record.last_proposed)
+        _found(core, ForeignSignature("proposal", block.round, record.last_proposed))
 
 
 def _record(core: Core) -> SafetyRecord | None:
@@ -87,4 +88,10 @@ def _compare_timeout(core: Core, record: SafetyRecord, round_: int, high_qc_roun
 def _compare(core: Core, kind: str, seen: tuple[int, bytes | int], known: tuple[int, bytes | int]) -> None:
     # Rounds only rise from signature to signature: of earlier ones the record no longer knows what was signed.
     if seen[0] > known[0] or (seen[0] == known[0] and seen[1] != known[1]):
-        core.foreign = ForeignSignature(kind, seen[0], known[0])
+        _found(core, ForeignSignature(kind, seen[0], known[0]))
+
+
+def _found(core: Core, found: ForeignSignature) -> None:
+    """Believe it once the signer says so: our copy of a record that is kept elsewhere may lag."""
+    if core.safety is not None and core.safety.disowns(found):
+        core.foreign = found

@@ -4,6 +4,10 @@ from blake3 import blake3
 
 DIGEST_BYTES = 32
 ZERO32 = bytes(32)
+_KINDS: set[str] = set()
+"""Kinds found good; the code names them, so there are few."""
+
+_KINDS_MAX = 256
 
 
 def digest(kind: str, data: bytes, chain_id: bytes = b"") -> bytes:
@@ -17,8 +21,11 @@ def digest(kind: str, data: bytes, chain_id: bytes = b"") -> bytes:
     Raises:
         ValueError: a kind with a NUL or outside ASCII, or a chain id that is neither 0 nor 32 bytes.
     """
-    if "\0" in kind or not kind.isascii():
-        raise ValueError(f"not a digest kind: {kind!r}")
+    if kind not in _KINDS:
+        if "\0" in kind or not kind.isascii():
+            raise ValueError(f"not a digest kind: {kind!r}")
+        if len(_KINDS) < _KINDS_MAX:
+            _KINDS.add(kind)
     if len(chain_id) not in (0, DIGEST_BYTES):
         raise ValueError("a chain id has 32 bytes")
     hashed: bytes = blake3(b"openledger/" + kind.encode() + b"/v1\0" + chain_id + data).digest()

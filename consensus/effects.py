@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from consensus.inputs import TimerKind
 from consensus.messages import Message
-from consensus.types import Block, CommitProof, SyncInfo
+from consensus.types import Block, CommitProof, Handover, SyncInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,11 @@ class FetchBlock:
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """A verified certificate shows `target_height` committed elsewhere: fetch the range by height (`BlocksSynced`)."""
+    """`target_height` is committed elsewhere: fetch the range by height (`BlocksSynced`).
+
+    A verified certificate or hand-over shows it; or, where `target_height` is only the next one, messages of a later epoch
+    hint at it. A range must not go past a block that ends an epoch: it is verified by one validator set.
+    """
 
     committed_height: int
     target_height: int
@@ -116,12 +120,32 @@ class Misbehaved:
     Attributes:
         peer: the sender for malformed or unverifiable messages; the signer when `evidence` proves it; None unknown.
         reason: short stable phrase.
-        evidence: two conflicting signed objects in canonical bytes, or None.
+        evidence: `consensus.evidence.Evidence.to_bytes`, or empty where nothing is proven to others.
     """
 
     peer: bytes | None
     reason: str
-    evidence: tuple[bytes, bytes] | None = None
+    evidence: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnded:
+    """The epoch's last block is final and delivered: from here on this replica signs nothing and helps laggards only.
+
+    The driver executes up to `boundary`, and then starts a new `Replica` for the next set on `epochs.epoch_start(boundary,
+    next_set)`. It keeps `handover`, for `HelpEpoch` and for light clients. Given again after a restart in between.
+    """
+
+    boundary: Block
+    handover: Handover
+
+
+@dataclass(frozen=True, slots=True)
+class HelpEpoch:
+    """A peer still works in `epoch`, which has ended: send it `HandoverMessage(the hand-over of that epoch)`."""
+
+    to: bytes
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +182,8 @@ Effect: TypeAlias = (
     | FetchBlock
     | Behind
     | Misbehaved
+    | EpochEnded
+    | HelpEpoch
     | Diverged
     | Stalled
 )

@@ -1,5 +1,6 @@
 """Deferred execution: what headers claim about the ledger, compared with what this node computed."""
 
+from dataclasses import replace
 from enum import Enum, auto
 
 from consensus.core import RESULTS_MAX, Core
@@ -7,6 +8,7 @@ from consensus.effects import Diverged
 from consensus.errors import LocalError
 from consensus.inputs import Executed
 from consensus.recovery import ExecutionResult
+from consensus.tree import Node
 from consensus.types import Block, Header
 
 
@@ -19,16 +21,27 @@ class Claim(Enum):
 
 
 def claimed(header: Header) -> ExecutionResult:
-    """Return the execution result a header claims."""
-    return ExecutionResult(header.executed_height, header.state_digest, header.receipts_accumulator)
+    """Return the execution result a header claims. An epoch's synthetic root names its own set: that claims nothing."""
+    return ExecutionResult(
+        header.executed_height,
+        header.state_digest,
+        header.receipts_accumulator,
+        header.next_validators_hash if header.round > 0 else b"",
+        header.snapshot_root,
+    )
 
 
-def compare(core: Core, header: Header) -> Claim:
-    """Compare a header's claim with ours; UNKNOWN while we have not executed that far (or forgot it)."""
-    own = core.results.get(header.executed_height)
+def owed(result: ExecutionResult, past_boundary: bool) -> ExecutionResult:
+    """Return what a header must claim of a result: the frozen set only until a block of its chain has named it."""
+    return replace(result, next_validators_hash=b"") if past_boundary else result
+
+
+def compare(core: Core, node: Node) -> Claim:
+    """Compare a block's claim with ours; UNKNOWN while we have not executed that far (or forgot it)."""
+    own = core.results.get(node.block.header.executed_height)
     if own is None:
         return Claim.UNKNOWN
-    return Claim.AGREES if own == claimed(header) else Claim.DIFFERS
+    return Claim.AGREES if owed(own, node.past_boundary) == claimed(node.block.header) else Claim.DIFFERS
 
 
 def on_executed(core: Core, event: Executed) -> None:
@@ -37,16 +50,28 @@ def on_executed(core: Core, event: Executed) -> None:
         raise LocalError(f"height {event.height} was executed before it was committed")
     if event.height <= core.executed_height:
         return
-    result = ExecutionResult(event.height, event.state_digest, event.receipts_accumulator)
-    add_result(core, result)
+    result = add_result(
+        core,
+        ExecutionResult(
+            event.height,
+            event.state_digest,
+            event.receipts_accumulator,
+            event.next_validators_hash,
+            event.snapshot_root,
+        ),
+    )
     core.payload_idle = False
     claim = core.claims.pop(event.height, None)
     if claim is not None and claim[1] != result:
         _diverge(core, claim[0], claim[1], result)
 
 
-def add_result(core: Core, result: ExecutionResult) -> None:
-    """Remember a result, dropping those below every claim a future block can make."""
+def add_result(core: Core, result: ExecutionResult) -> ExecutionResult:
+    """Remember a result and return it, dropping those below every claim a future block can make.
+
+    Below the epoch's root the ledger still named the set of this epoch: no block of it repeats that.
+    """
+    result = owed(result, result.height < core.genesis.height)
     core.results[result.height] = result
     core.executed_height = max(core.executed_height, result.height)
     lowest = core.root.header.executed_height
@@ -54,6 +79,7 @@ def add_result(core: Core, result: ExecutionResult) -> None:
         del core.results[height]
     while len(core.results) > RESULTS_MAX:
         del core.results[min(core.results)]
+    return result
 
 
 def check_committed_claims(core: Core, blocks: tuple[Block, ...]) -> None:

@@ -81,13 +81,19 @@ class PayloadPending:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """The ledger executed the committed block at `height`."""
+    """The ledger executed the committed block at `height`.
+
+    `next_validators_hash` is not empty from the height at which the ledger froze the next epoch's set until the epoch's
+    last block is executed; `snapshot_root` is empty before the first snapshot.
+    """
 
     height: int
     block_id: bytes
     state_digest: bytes
     receipts_accumulator: bytes
     now_ms: int
+    next_validators_hash: bytes = b""
+    snapshot_root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

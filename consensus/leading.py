@@ -3,7 +3,8 @@
 from consensus.core import AVAILABLE_MAX, Core, remember
 from consensus.digest import DIGEST_BYTES
 from consensus.effects import RequestPayload
-from consensus.errors import LocalError
+from consensus.errors import LocalError, SafetyRefusal
+from consensus.execution import owed
 from consensus.inputs import PayloadOffered
 from consensus.messages import ProposalMessage
 from consensus.proposals import add_block
@@ -36,12 +37,14 @@ def _report_spent(core: Core) -> None:
 def due_ms(core: Core) -> int:
     """Return from when on a block is owed even with no payload.
 
-    At once after a failed round; soon while a non-empty block waits for its commit votes; else at the heartbeat.
+    At once after a failed round; soon while a non-empty block or the epoch's boundary waits for its commit votes; else at
+    the heartbeat.
     """
     if core.round_by_tc:
         return core.round_entered_ms
-    if any(node.block.header.payload for node in _uncommitted(core, core.high_qc.block_id)):
-        return core.round_entered_ms + core.config.commit_grace_ms
+    if any(node.block.header.payload or node.closes for node in _uncommitted(core, core.high_qc.block_id)):
+        # A collector expects no commit votes: the next block is what commits.
+        return core.round_entered_ms + (0 if core.collects else core.config.commit_grace_ms)
     return core.round_entered_ms + core.config.heartbeat_ms
 
 
@@ -52,13 +55,23 @@ def propose_deadline(core: Core) -> int | None:
     return due_ms(core)
 
 
+def proposes_soon(core: Core) -> bool:
+    """Whether our block of this round is under way or due, with which the highest QC goes to all."""
+    if _ready(core) is None:
+        return core.safety is not None and core.safety.record.last_proposed >= core.round
+    return core.payload_asked or _waiting(core) or core.now_ms >= due_ms(core)
+
+
+def _waiting(core: Core) -> bool:
+    return core.payload_pending and not core.payload_idle
+
+
 def try_request(core: Core) -> None:
     """Ask the driver for payload if a block is owed or payload waits."""
     parent = _ready(core)
     if parent is None or core.payload_asked:
         return
-    waiting = core.payload_pending and not core.payload_idle
-    if not waiting and core.now_ms < due_ms(core):
+    if not _waiting(core) and core.now_ms < due_ms(core):
         return
     core.payload_asked = True
     named = tuple(_named(core, parent))
@@ -92,7 +105,7 @@ def _propose(core: Core, parent: Node, payload: tuple[bytes, ...]) -> None:
     reveal = core.beacon.preimage(parent.reveals[core.me][0] + 1)
     if reveal is None:
         return
-    above, result = parent.block.header, core.results[core.executed_height]
+    above, result = parent.block.header, owed(core.results[core.executed_height], parent.closes)
     header = Header(
         chain_id=core.context.chain_id,
         epoch=core.context.epoch,
@@ -106,9 +119,17 @@ def _propose(core: Core, parent: Node, payload: tuple[bytes, ...]) -> None:
         executed_height=result.height,
         state_digest=result.state_digest,
         receipts_accumulator=result.receipts_accumulator,
+        next_validators_hash=result.next_validators_hash,
+        snapshot_root=result.snapshot_root,
     )
     tc = None if core.high_qc.round + 1 == core.round else core.last_tc
-    block = Block(header, core.high_qc, tc, core.safety.sign_proposal(header))
+    try:
+        signature = core.safety.sign_proposal(header)
+    except SafetyRefusal:
+        # A signer elsewhere may be away, or have proposed here for another process: this round is given up.
+        core.payload_asked = True
+        return
+    block = Block(header, core.high_qc, tc, signature)
     for batch in payload:
         remember(core.available, batch, AVAILABLE_MAX)
     core.proposals[block.round] = block
@@ -127,4 +148,5 @@ def _named(core: Core, parent: Node) -> dict[bytes, None]:
 
 
 def _empty_only(core: Core, parent: Node) -> bool:
-    return parent.block.height + 1 - core.executed_height > core.config.lag_max
+    """Whether the next block may not carry payload: past the epoch's boundary, or too far ahead of execution."""
+    return parent.closes or parent.block.height + 1 - core.executed_height > core.config.lag_max

@@ -16,12 +16,14 @@ from consensus.types import (
     Block,
     CommitCertificate,
     CommitVote,
+    Handover,
     SyncInfo,
     Timeout,
     Vote,
     block_from_obj,
     cc_from_obj,
     commit_vote_from_obj,
+    handover_from_obj,
     qc_from_obj,
     sync_info_from_obj,
     tc_from_obj,
@@ -108,8 +110,25 @@ class BlocksMessage:
         return (tuple(block.to_obj() for block in self.blocks),)
 
 
+@dataclass(frozen=True, slots=True)
+class HandoverMessage:
+    """Help for a node of an epoch that has ended: how it ended."""
+
+    handover: Handover
+
+    def to_obj(self) -> tuple[Any, ...]:
+        """Return the nested tuples to encode."""
+        return self.handover.to_obj()
+
+
 Message: TypeAlias = (
-    ProposalMessage | VoteMessage | CommitVoteMessage | TimeoutMessage | SyncMessage | BlocksMessage
+    ProposalMessage
+    | VoteMessage
+    | CommitVoteMessage
+    | TimeoutMessage
+    | SyncMessage
+    | BlocksMessage
+    | HandoverMessage
 )
 
 
@@ -148,6 +167,10 @@ def _blocks(obj: Any) -> BlocksMessage:
     return BlocksMessage(tuple(block_from_obj(item) for item in items))
 
 
+def _handover(obj: Any) -> HandoverMessage:
+    return HandoverMessage(handover_from_obj(obj))
+
+
 _KINDS: tuple[tuple[int, type, Callable[[Any], Message]], ...] = (
     (1, ProposalMessage, _proposal),
     (2, VoteMessage, _vote),
@@ -155,9 +178,29 @@ _KINDS: tuple[tuple[int, type, Callable[[Any], Message]], ...] = (
     (4, TimeoutMessage, _timeout),
     (5, SyncMessage, _sync),
     (6, BlocksMessage, _blocks),
+    (7, HandoverMessage, _handover),
 )
 _TAG_BY_TYPE = {kind: tag for tag, kind, _ in _KINDS}
 _READER_BY_TAG = {tag: reader for tag, _, reader in _KINDS}
+
+
+def message_epoch(message: Message) -> int | None:
+    """Return the epoch a message belongs to; None for blocks, which are taken only where asked for by id."""
+    match message:
+        case ProposalMessage(block=block):
+            return block.header.epoch
+        case VoteMessage(vote=vote):
+            return vote.epoch
+        case CommitVoteMessage(commit_vote=commit_vote):
+            return commit_vote.epoch
+        case TimeoutMessage(timeout=timeout):
+            return timeout.epoch
+        case SyncMessage(info=info):
+            return info.high_qc.epoch
+        case HandoverMessage(handover=handover):
+            return handover.epoch
+        case BlocksMessage():
+            return None
 
 
 def encode_message(message: Message) -> bytes:

@@ -58,7 +58,8 @@ def is_active(core: Core) -> bool:
         return True
     root = core.tree.root
     return any(
-        node is not root and (bool(node.block.header.payload) or node.block.round == core.round)
+        node is not root
+        and (bool(node.block.header.payload) or node.closes or node.block.round == core.round)
         for node in core.tree.nodes.values()
     )
 

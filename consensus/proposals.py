@@ -1,8 +1,7 @@
 """Blocks: proposals as they arrive, fetched ancestors, and how they find their place in the tree."""
 
 from consensus.certificates import apply_cc, apply_qc, apply_tc, certify, commit, want_block
-from consensus.codec import encode
-from consensus.core import ORPHANS_MAX, TREE_BLOCKS_MAX, Core, remember
+from consensus.core import ORPHANS_MAX, TREE_BLOCKS_MAX, Core
 from consensus.custody import notice_block
 from consensus.errors import InvalidBlock
 from consensus.messages import BlocksMessage, ProposalMessage
@@ -10,6 +9,7 @@ from consensus.rules import check_child, verify_block
 from consensus.tree import Node
 from consensus.types import Block, CommitCertificate
 from consensus.verify import verify_cc
+from consensus.watch import two_proposals
 
 PROPOSALS_MAX = 512
 """Rounds whose proposal is remembered to spot a second one; past it the oldest round goes."""
@@ -55,10 +55,7 @@ def _first_of_its_round(core: Core, block: Block) -> bool:
         return True
     if earlier.id == block.id:
         return True
-    if block.id not in core.accused:
-        remember(core.accused, block.id, PROPOSALS_MAX)
-        evidence = (encode(earlier.to_obj()), encode(block.to_obj()))
-        core.accuse(block.header.proposer, "two proposals in a round", evidence)
+    two_proposals(core, earlier, block)
     return block.id in core.block_fetches.entries
 
 
@@ -68,11 +65,16 @@ def on_blocks(core: Core, sender: bytes | None, message: BlocksMessage) -> None:
         if block.id not in core.block_fetches.entries:
             continue
         verify_block(core.context, core.config, core.leaders, block)
+        proposed = core.proposals.get(block.round)
+        if proposed is not None and proposed.id != block.id:
+            two_proposals(core, proposed, block)
         add_block(core, block, sender)
 
 
 def add_block(core: Core, block: Block, source: bytes | None) -> None:
     """Put a verified block into the tree, or among the orphans until its parent is here."""
+    if core.ended is not None:
+        return
     notice_block(core, block)
     core.block_fetches.got(block.id)
     if block.id in core.tree or block.round <= core.root.round or block.qc.round < core.root.round:
@@ -109,12 +111,14 @@ def insert(core: Core, block: Block, arrived_ms: int | None) -> bool:
         return False
     drift_ms = core.config.drift_ms_max
     timely = arrived_ms is not None and abs(block.header.timestamp_ms - arrived_ms) <= drift_ms
-    core.tree.insert(Node(block, reveals, arrived_ms, timely))
+    core.tree.insert(Node(block, reveals, arrived_ms, timely, past_boundary=parent.closes))
     certify(core, block.qc)
     if core.high_qc.block_id == block.id:
         certify(core, core.high_qc)
     if core.high_cc is not None and core.high_cc.block_id == block.id and block.id in core.tree:
         commit(core, block.id, core.high_cc)
+    if core.handover is not None and core.handover[0] == block.id:
+        commit(core, block.id, core.handover[1])
     _bound_tree(core)
     return True
 

@@ -6,9 +6,10 @@ from consensus.beacon import BeaconChain
 from consensus.config import ConsensusConfig
 from consensus.core import AVAILABLE_MAX, REFUSED_MAX, Core, remember
 from consensus.crypto import Verifier
-from consensus.effects import Effect, Persist
+from consensus.effects import Effect, EpochEnded, Persist
+from consensus.ending import of_another_epoch
 from consensus.errors import LocalError, RemoteError
-from consensus.execution import on_executed
+from consensus.execution import check_committed_claims, on_executed
 from consensus.inputs import (
     BlocksSynced,
     Executed,
@@ -27,6 +28,7 @@ from consensus.messages import (
     BLOCKS_PER_MESSAGE_MAX,
     BlocksMessage,
     CommitVoteMessage,
+    HandoverMessage,
     ProposalMessage,
     SyncMessage,
     TimeoutMessage,
@@ -35,12 +37,13 @@ from consensus.messages import (
 from consensus.pacemaker import arm, note_activity, round_deadline, round_timer_fired
 from consensus.proposals import on_blocks, on_proposal
 from consensus.recovery import RecoveredState
-from consensus.safety import ForeignSignature, SafetyRules
-from consensus.sync import fetch_deadline, on_synced, recover, repeat_own, request_missing
+from consensus.safety import ForeignSignature, SafetyRecord, SafetyRules, Signer
+from consensus.sync import fetch_deadline, on_handover, on_synced, recover, repeat_own, request_missing
 from consensus.timeouts import on_sync, on_timeout, try_timeouts
-from consensus.types import QC, Block, CommitCertificate, CommitProof, SyncInfo, genesis_qc
+from consensus.tree import Reveals
+from consensus.types import QC, Block, CommitCertificate, CommitProof, SyncInfo
 from consensus.validators import ValidatorSet
-from consensus.verify import Context
+from consensus.verify import Context, make_context
 from consensus.voting import on_commit_vote, on_vote, try_commit_vote, try_vote
 
 SETTLE_MAX = 64
@@ -60,18 +63,21 @@ class Replica:
     - On restart the driver hands back what was persisted as `RecoveredState`, executes committed blocks it had not
       executed, and reports them as `Executed`.
     - `Executed` follows `Deliver` order. A replica waits for it before it votes on, or proposes, a later claim.
+    - After `EpochEnded` the driver executes up to the boundary and starts a replica of the next epoch; until then it goes on
+      giving this one its inputs. Each epoch has its own replica; the driver keeps what `HelpEpoch` asks for.
 
     Args:
         validators: the epoch's set.
-        genesis: `types.genesis_block(...)`; its header names the chain id.
+        genesis: `types.genesis_block(...)`, or `epochs.epoch_start(...)` of a later epoch; its header names the chain id.
         config: timing and limits.
-        seed: 32-byte Ed25519 secret of a validator, or None for an observer, which sends and signs nothing.
+        seed: 32-byte Ed25519 secret of a validator. With neither it nor `signer`, an observer, which signs and sends nothing.
+        signer: who signs instead, with its own record (`recovered.record` is not looked at); give one of the two.
         beacon: the validator's own hash chain, anchored in `validators`; without it a validator never leads.
         recovered: what was stored, or None on the very first start.
         verifier: a signature memory to share between replicas in one process; by default its own.
 
     Raises:
-        LocalError: the seed is no validator's, or the stored state belongs to another chain or epoch.
+        LocalError: the seed is no validator's, or the stored state belongs to another chain or a later epoch.
     """
 
     def __init__(
@@ -81,15 +87,14 @@ class Replica:
         config: ConsensusConfig,
         *,
         seed: bytes | None = None,
+        signer: Signer | None = None,
         beacon: BeaconChain | None = None,
         recovered: RecoveredState | None = None,
         verifier: Verifier | None = None,
     ) -> None:
-        if genesis.header.epoch != validators.epoch:
-            raise LocalError("genesis and validator set are of different epochs")
-        context = Context(genesis.header.chain_id, validators, genesis_qc(genesis), verifier or Verifier())
+        context = make_context(validators, genesis, verifier)
         record = None if recovered is None else recovered.record
-        safety = None if seed is None else SafetyRules(seed, context, record)
+        safety = _signer(context, seed, signer, record)
         if safety is not None and beacon is not None:
             index = validators.index_of(safety.public)
             if index is None or validators.validators[index].beacon_anchor != beacon.anchor:
@@ -110,7 +115,8 @@ class Replica:
             raise LocalError("`Started` comes first, and once")
         core.now_ms = max(core.now_ms, event.now_ms)
         try:
-            self._handle(event)
+            if core.ended is None or isinstance(event, (MessageReceived, Executed)):
+                self._handle(event)
         except RemoteError as fault:
             sender = event.sender if isinstance(event, (MessageReceived, BlocksSynced)) else None
             core.accuse(sender, fault.reason)
@@ -148,6 +154,8 @@ class Replica:
 
     def _receive(self, event: MessageReceived) -> None:
         core, sender = self._core, event.sender
+        if of_another_epoch(core, event):
+            return
         match event.message:
             case ProposalMessage() as message:
                 on_proposal(core, sender, message)
@@ -161,6 +169,8 @@ class Replica:
                 on_sync(core, sender, message)
             case BlocksMessage() as message:
                 on_blocks(core, sender, message)
+            case HandoverMessage() as message:
+                on_handover(core, sender, message)
             case _:
                 assert_never(event.message)
 
@@ -171,19 +181,27 @@ class Replica:
         if self._recovered is not None:
             recover(core, self._recovered)
             self._recovered = None
+        # A quorum stands behind what the root says of the ledger: we agree, or find out when we get there.
+        check_committed_claims(core, (core.root,))
+        if core.ended is None:
             repeat_own(core)
 
     def _settle(self) -> None:
         """Do what the rules now ask of us, until there is nothing left, then request and set timers."""
         core = self._core
         for _ in range(SETTLE_MAX):
-            acted = try_vote(core)
-            acted = try_commit_vote(core) or acted
-            acted = try_timeouts(core) or acted
+            acted = False
+            for act in (try_vote, try_commit_vote, try_timeouts):
+                # Each may end the epoch, after which nothing is signed.
+                acted = (core.ended is None and act(core)) or acted
             if not acted:
                 break
         else:
             raise LocalError("own actions do not settle")
+        if core.ended is not None:
+            for kind in TimerKind:
+                arm(core, kind, None)
+            return
         try_request(core)
         request_missing(core)
         note_activity(core)
@@ -237,6 +255,16 @@ class Replica:
         return self._core.proof
 
     @property
+    def ended(self) -> EpochEnded | None:
+        """How the epoch ended, once its boundary is delivered."""
+        return self._core.ended
+
+    @property
+    def reveals(self) -> Reveals:
+        """Beacon state up to `committed`, by validator index: what `epochs.carry_reveals` takes."""
+        return self._core.tree.root.reveals
+
+    @property
     def executed_height(self) -> int:
         """Highest height reported by `Executed`."""
         return self._core.executed_height
@@ -281,3 +309,19 @@ class Replica:
             return tuple(block for block in path if block.height > known_height)[-BLOCKS_PER_MESSAGE_MAX:]
         orphan = core.orphans.get(block_id)
         return () if orphan is None else (orphan[0],)
+
+
+def _signer(
+    context: Context, seed: bytes | None, signer: Signer | None, record: SafetyRecord | None
+) -> Signer | None:
+    if seed is not None and signer is not None:
+        raise LocalError("a seed and a signer")
+    if seed is not None:
+        return SafetyRules(seed, context, record)
+    if signer is None:
+        return None
+    if context.validators.index_of(signer.public) is None:
+        raise LocalError("the signing key is not a validator's")
+    if signer.record.epoch != context.epoch:
+        raise LocalError("the signer's record is of another epoch")
+    return signer

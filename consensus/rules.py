@@ -33,8 +33,6 @@ def verify_block(context: Context, config: ConsensusConfig, leaders: Leaders, bl
     _require(len(header.payload) <= config.payload_digests_max, "too many payload digests")
     lag = header.height - header.executed_height
     _require(not header.payload or lag <= config.lag_max, "payload while execution lags")
-    # Epoch changes are not part of this version: a header that announces one is refused by everyone alike.
-    _require(header.next_validators_hash == b"", "unexpected epoch boundary")
     _require((tc is None) == (qc.round + 1 == header.round), "TC attached without need, or missing")
     if tc is not None:
         _require(tc.round + 1 == header.round, "TC is not of the round before")
@@ -49,13 +47,18 @@ def check_child(context: Context, parent: Node, block: Block) -> Reveals:
     """Check a verified block against its parent and return the beacon state after it.
 
     Raises:
-        InvalidBlock: height, time, executed height or beacon reveal do not follow from the parent.
+        InvalidBlock: height, time, executed height or beacon reveal do not follow from the parent, or it carries something
+            past the epoch's boundary.
     """
     header, above = block.header, parent.block.header
     _require(header.height == above.height + 1, "height does not follow the parent's")
     _require(block.qc.round == above.round, "QC round is not the parent's")
     _require(header.timestamp_ms > above.timestamp_ms, "timestamp is not above the parent's")
     _require(header.executed_height >= above.executed_height, "executed height falls")
+    _require(
+        not parent.closes or (not header.payload and header.next_validators_hash == b""),
+        "past the epoch's boundary and not empty",
+    )
     index = context.validators.index_of(header.proposer)
     if index is None:
         raise InvalidBlock("proposer is not a validator")

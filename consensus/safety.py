@@ -11,7 +11,7 @@ all certified blocks above r descend from B.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from consensus import crypto, fields
 from consensus.codec import decode, encode
@@ -123,16 +123,49 @@ class ForeignSignature:
     known_round: int
 
 
+class Signer(Protocol):
+    """What a replica asks for signatures: `SafetyRules` here, or something that speaks with it in another process.
+
+    Each method signs or raises `SafetyRefusal`, and then `record` is what must be on disk before the signature leaves.
+    Anything else that it raises ends the replica.
+    """
+
+    @property
+    def public(self) -> bytes:
+        """The validator id."""
+
+    @property
+    def record(self) -> SafetyRecord:
+        """What it remembers, of this epoch."""
+
+    def sign_vote(self, block: Block) -> Vote:
+        """Sign a vote, or return the last one if it was this one."""
+
+    def sign_commit_vote(self, qc: QC, header: Header) -> CommitVote:
+        """Sign a commit vote, or return the last one if it was this one."""
+
+    def sign_timeout(self, round_: int, high_qc: QC, last_tc: TC | None) -> tuple[Timeout, QC]:
+        """Sign a timeout, or return the last one if it was of this round; with the QC it signed for."""
+
+    def sign_proposal(self, header: Header) -> bytes:
+        """Return the signature of an own block."""
+
+    def disowns(self, found: ForeignSignature) -> bool:
+        """Whether a signature that `record` does not know was certainly made by somebody else."""
+
+
 class SafetyRules:
     """Holds the key. Refuses with `SafetyRefusal`; verifies the certificates it relies on itself.
 
     Args:
         seed: 32-byte Ed25519 secret of a validator of the context's set.
         context: chain, epoch, validators.
-        record: the stored record, or None for a key that has never signed in this epoch.
+        record: the stored record, or None for a key that has never signed. One of an earlier epoch is done with: a fresh
+            one takes its place, and is on disk before the first signature of this epoch like any other.
 
     Raises:
-        LocalError: the key is not in the validator set, or the record is of another epoch.
+        LocalError: the key is not in the validator set, or the record is of a later epoch: this replica is out of date, and
+            what it would sign is nobody's business any more.
     """
 
     __slots__ = ("_context", "_seed", "public", "record")
@@ -141,11 +174,12 @@ class SafetyRules:
         self._seed = seed
         self._context = context
         self.public = crypto.public_key(seed)
-        self.record = SafetyRecord(context.epoch) if record is None else record
+        fresh = record is None or record.epoch < context.epoch
+        self.record = SafetyRecord(context.epoch) if record is None or fresh else record
         if context.validators.index_of(self.public) is None:
             raise LocalError("the signing key is not a validator's")
         if self.record.epoch != context.epoch:
-            raise LocalError("the safety record belongs to another epoch")
+            raise LocalError("the safety record belongs to a later epoch")
 
     def sign_vote(self, block: Block) -> Vote:
         """Sign a vote for a proposal, or return the same vote if it was the last one signed.
@@ -237,6 +271,10 @@ class SafetyRules:
         signature = self._sign(message)
         self.record = replace(record, last_proposed=header.round)
         return signature
+
+    def disowns(self, found: ForeignSignature) -> bool:
+        """Always: every signature is made here, and is in the record before it leaves."""
+        return True
 
     def _sign(self, message: bytes) -> bytes:
         return crypto.sign(self._seed, message)

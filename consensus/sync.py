@@ -3,17 +3,19 @@
 from consensus.certificates import apply_cc, apply_qc, commit, far_behind, want_block
 from consensus.core import Core
 from consensus.effects import Behind, FetchBlock, FetchPayload
+from consensus.ending import end_epoch, handover_of, take_handover
 from consensus.errors import InvalidBlock, LocalError
 from consensus.execution import add_result
 from consensus.inputs import BlocksSynced
-from consensus.messages import CommitVoteMessage, ProposalMessage, VoteMessage
+from consensus.messages import CommitVoteMessage, HandoverMessage, ProposalMessage
 from consensus.pacemaker import cast_timeout
 from consensus.proposals import insert
 from consensus.recovery import RecoveredState
 from consensus.rules import verify_block
 from consensus.tree import BlockTree, Node
-from consensus.types import Block, CommitCertificate
+from consensus.types import Block, CommitCertificate, Handover, TwoChain, is_boundary
 from consensus.verify import verify_commit_proof
+from consensus.voting import send_vote
 
 SYNC_BLOCKS_MAX = 64
 """Blocks in one `BlocksSynced`: it bounds how long one step takes (about half a millisecond a block)."""
@@ -29,7 +31,8 @@ def on_synced(core: Core, event: BlocksSynced) -> None:
     if len(event.blocks) > SYNC_BLOCKS_MAX:
         raise InvalidBlock("committed range: too long")
     blocks = [block for block in event.blocks if block.height > core.root.height]
-    if not blocks:
+    if not blocks or any(block.header.epoch > core.context.epoch for block in blocks):
+        # Past the end of this epoch another set certifies: not the sender's fault, and not to be checked here.
         return
     parent = core.root
     for block in blocks:
@@ -43,13 +46,23 @@ def on_synced(core: Core, event: BlocksSynced) -> None:
     for block in blocks:
         apply_qc(core, block.qc, None)
         insert(core, block, None)
-    if isinstance(event.proof, CommitCertificate):
-        apply_cc(core, event.proof, None)
-    else:
-        apply_qc(core, event.proof.qc, None)
-        apply_qc(core, event.proof.child_qc, None)
+    match event.proof:
+        case CommitCertificate():
+            apply_cc(core, event.proof, None)
+        case TwoChain():
+            apply_qc(core, event.proof.qc, None)
+            apply_qc(core, event.proof.child_qc, None)
+        case Handover():
+            pass  # its certificates are of blocks past the boundary, which nobody needs
     if block_id in core.tree:
         commit(core, block_id, event.proof)
+
+
+def on_handover(core: Core, sender: bytes | None, message: HandoverMessage) -> None:
+    """Our epoch has ended elsewhere: commit its boundary if it is here, else it is fetched by height (`_tell_behind`)."""
+    boundary_id = take_handover(core, sender, message)
+    if boundary_id is not None:
+        commit(core, boundary_id, message.handover)
 
 
 def request_missing(core: Core) -> None:
@@ -68,44 +81,69 @@ def request_missing(core: Core) -> None:
 
 
 def _tell_behind(core: Core) -> None:
-    cc = core.high_cc
-    if cc is None or not far_behind(core):
+    found = _ahead_of_us(core)
+    if found is None:
         return
+    height, sources = found
     target, told_ms = core.behind_told
-    if cc.height < target + core.config.behind_heights_min and core.now_ms < told_ms + BEHIND_REPEAT_MS:
+    if height < target + core.config.behind_heights_min and core.now_ms < told_ms + BEHIND_REPEAT_MS:
         return
-    core.behind_told = (cc.height, core.now_ms)
-    core.out.report(Behind(core.root.height, cc.height, core.others(core.signers(cc.signatures))))
+    core.behind_told = (height, core.now_ms)
+    core.newer = {}
+    core.out.report(Behind(core.root.height, height, sources))
+
+
+def _ahead_of_us(core: Core) -> tuple[int, tuple[bytes, ...]] | None:
+    """Return a height committed elsewhere and whom to ask for the blocks up to it; None if blocks come one by one."""
+    if core.handover is not None:
+        _, handover, sender = core.handover
+        proof = handover.proof
+        signed = proof.signatures if isinstance(proof, CommitCertificate) else proof.child_qc.signatures
+        first = () if sender is None else (sender,)
+        return handover.headers[0].height, core.others(first + core.signers(signed))
+    if core.high_cc is not None and far_behind(core):
+        return core.high_cc.height, core.others(core.signers(core.high_cc.signatures))
+    if core.newer:
+        # Unproven: a validator of a later epoch speaks, or somebody who pretends. The latest is asked first.
+        return core.root.height + 1, core.others(tuple(reversed(core.newer)))
+    return None
 
 
 def fetch_deadline(core: Core) -> int | None:
     """Return when something must be asked for again."""
     times = [core.block_fetches.next_ms(), core.payload_fetches.next_ms()]
-    if far_behind(core):
+    if far_behind(core) or core.handover is not None:
         times.append(core.behind_told[1] + BEHIND_REPEAT_MS)
     return min((at_ms for at_ms in times if at_ms is not None), default=None)
 
 
 def recover(core: Core, state: RecoveredState) -> None:
     """Rebuild the state from what was stored. Our own disk is trusted: signatures are not checked again."""
-    committed = state.committed
-    if committed.height == 0 and committed.id != core.genesis.id:
-        raise LocalError("the stored genesis block is not this chain's")
-    if committed.height > 0:
+    committed, epoch = state.committed, core.context.epoch
+    if committed.height <= core.genesis.height:
+        _recover_root(core, state)
+    else:
         if state.proof is None or len(state.reveals) != len(core.context.validators):
             raise LocalError("a committed block was stored without its proof or reveals")
+        if committed.header.epoch != epoch:
+            raise LocalError("the last committed block is of another epoch")
         core.tree = BlockTree(Node(committed, state.reveals, None, True, None, True))
         core.proof = state.proof
     for result in state.executed:
         add_result(core, result)
+    if is_boundary(committed.header) and committed.header.epoch == epoch and core.proof is not None:
+        end_epoch(core, handover_of([core.tree.root], core.proof))
+        return
     info = state.certificates
-    if info is not None:
+    if info is not None and info.high_qc.epoch == epoch:
         core.high_qc, core.last_tc, core.high_cc = info.high_qc, info.last_tc, info.high_cc
         core.stored_certificates = info
     passed = 0 if core.last_tc is None else core.last_tc.round
     core.round_by_tc = passed > core.high_qc.round
     core.round = max(core.high_qc.round, passed) + 1
     for block in sorted(state.blocks, key=lambda block: block.round):
+        if block.header.epoch != epoch:
+            continue
         if block.round > core.root.round and insert(core, block, core.now_ms):
             core.proposals.setdefault(block.round, block)
             _mark_stored(core, block)
@@ -113,6 +151,18 @@ def recover(core: Core, state: RecoveredState) -> None:
         apply_qc(core, core.high_qc, None)
     if core.high_cc is not None:
         apply_cc(core, core.high_cc, None)
+
+
+def _recover_root(core: Core, state: RecoveredState) -> None:
+    """Nothing of this epoch is committed: what is stored must be its root, or the boundary that the root stands for."""
+    committed, genesis = state.committed, core.genesis
+    if committed.id == genesis.id and genesis.height == 0:
+        return
+    if committed.id not in (genesis.id, genesis.header.parent):
+        raise LocalError("the stored genesis block is not this chain's")
+    if len(state.reveals) != len(core.context.validators):
+        raise LocalError("an epoch begins without the reveals of the one before")
+    core.tree.root.reveals = state.reveals
 
 
 def _mark_stored(core: Core, block: Block) -> None:
@@ -135,7 +185,7 @@ def repeat_own(core: Core) -> None:
     vote, commit_vote = record.last_vote, record.last_commit_vote
     if vote is not None and vote.round >= core.round:
         core.votes.add(vote.round, core.me, (vote.block_id, vote.parent_id, vote.parent_round), vote)
-        core.out.send(None, VoteMessage(vote))
+        send_vote(core, vote)
     if commit_vote is not None and core.high_qc.block_id == commit_vote.block_id:
         statement = (commit_vote.block_id, commit_vote.height)
         core.commit_votes.add(commit_vote.round, core.me, statement, commit_vote)

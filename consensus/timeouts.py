@@ -1,7 +1,6 @@
 """Timeouts of others: taking their certificates, joining, and forming the timeout certificate."""
 
 from consensus.certificates import apply_cc, apply_qc, apply_tc
-from consensus.codec import encode
 from consensus.core import ROUNDS_AHEAD_MAX, Core
 from consensus.custody import notice_statement
 from consensus.errors import InvalidCertificate, InvalidSignature
@@ -9,6 +8,7 @@ from consensus.messages import SyncMessage, TimeoutMessage
 from consensus.pacemaker import cast_timeout, help_laggard
 from consensus.types import TC, CommitCertificate
 from consensus.verify import verify_cc, verify_qc, verify_tc, verify_timeout
+from consensus.watch import contradicts, watch_timeout
 
 
 def on_timeout(core: Core, sender: bytes | None, message: TimeoutMessage) -> None:
@@ -23,6 +23,7 @@ def on_timeout(core: Core, sender: bytes | None, message: TimeoutMessage) -> Non
         return
     verify_timeout(core.context, timeout)
     verify_qc(core.context, qc)
+    watch_timeout(core, author, timeout)
     apply_qc(core, qc, sender)
     if message.last_tc is not None:
         take_tc(core, message.last_tc)
@@ -40,8 +41,7 @@ def count_timeout(core: Core, author: int, message: TimeoutMessage) -> None:
     notice_statement(core, author, timeout)
     earlier = core.timeouts.add(timeout.round, author, timeout.high_qc_round, message)
     if earlier is not None:
-        evidence = (encode(earlier.timeout.to_obj()), encode(timeout.to_obj()))
-        core.accuse(timeout.author, "two timeouts in a round", evidence)
+        contradicts(core, earlier.timeout, timeout, "two timeouts in a round")
 
 
 def try_timeouts(core: Core) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from consensus.types import QC, Block
+from consensus.types import QC, Block, is_boundary
 
 Reveals = tuple[tuple[int, bytes], ...]
 """Per validator index: how many reveals the chain up to a block holds, and the last one (the anchor at 0)."""
@@ -20,6 +20,7 @@ class Node:
         qc: its QC once known.
         stored: it went to disk in a `Persist`.
         rejected: its claims contradict our execution: never to be voted for.
+        past_boundary: an ancestor of it ends the epoch: it is empty, never delivered, and its reveals do not count.
     """
 
     block: Block
@@ -29,6 +30,12 @@ class Node:
     qc: QC | None = None
     stored: bool = False
     rejected: bool = False
+    past_boundary: bool = False
+
+    @property
+    def closes(self) -> bool:
+        """Whether its children are past the boundary: it is the boundary itself, or past it."""
+        return self.past_boundary or is_boundary(self.block.header)
 
 
 class BlockTree:

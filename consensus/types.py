@@ -16,11 +16,15 @@ from consensus.digest import ZERO32, digest
 from consensus.errors import CodecError
 from consensus.validators import VALIDATORS_MAX
 
-HEADER_VERSION = 1
+HEADER_VERSION = 2
 STORED_VERSION = 1
 PAYLOAD_DIGESTS_MAX = 64
 BLOCK_BYTES_MAX = 64 * 1024
 CERTIFICATE_BYTES_MAX = 48 * 1024
+HANDOVER_HEADERS_MAX = 512
+"""Headers in a `Handover`, the boundary's included. More need as many rounds that ended in a certificate and failed next."""
+PROOF_BYTES_MAX = 256 * 1024
+"""A `Handover` of `HANDOVER_HEADERS_MAX` headers, of which only the boundary names batches, and its two certificates."""
 
 Signatures: TypeAlias = tuple[tuple[int, bytes], ...]
 """(validator index, 64-byte signature), strictly ascending by index."""
@@ -128,10 +132,6 @@ class TwoChain:
         return (self.qc.to_obj(), self.child_qc.to_obj())
 
 
-CommitProof: TypeAlias = CommitCertificate | TwoChain
-"""Proof that a block, and with it every ancestor, is final."""
-
-
 @dataclass(frozen=True, slots=True)
 class TC:
     """Timeout certificate: more than two thirds of the stake timed out of `round`.
@@ -174,6 +174,7 @@ class Header:
         state_digest: ledger digest after the block at height e.
         receipts_accumulator: root over all receipt roots up to height e.
         next_validators_hash: empty, or the next set's hash in an epoch's last block.
+        snapshot_root: empty, or the Merkle root of the latest snapshot known after the block at height e.
     """
 
     chain_id: bytes
@@ -189,6 +190,7 @@ class Header:
     state_digest: bytes
     receipts_accumulator: bytes
     next_validators_hash: bytes = b""
+    snapshot_root: bytes = b""
 
     def to_obj(self) -> tuple[Any, ...]:
         """Return the nested tuples to encode."""
@@ -207,12 +209,44 @@ class Header:
             self.state_digest,
             self.receipts_accumulator,
             self.next_validators_hash,
+            self.snapshot_root,
         )
 
 
 def header_id(header: Header) -> bytes:
     """Return the block id: the 32-byte digest of the header under its chain id."""
     return digest("header", encode(header.to_obj()), header.chain_id)
+
+
+def is_boundary(header: Header) -> bool:
+    """Whether the block ends its epoch. The synthetic root of an epoch, of round 0, names its own set and ends nothing."""
+    return header.next_validators_hash != b"" and header.round > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Proof that an epoch ended with a boundary block, for a light client and for nodes that lag.
+
+    Attributes:
+        headers: the boundary's header, then those of its descendants down to the one that `proof` proves.
+        proof: finality of the last header, and through it of the boundary.
+    """
+
+    headers: tuple[Header, ...]
+    proof: "CommitCertificate | TwoChain"
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that ended."""
+        return self.headers[0].epoch
+
+    def to_obj(self) -> tuple[Any, ...]:
+        """Return the nested tuples to encode."""
+        return (tuple(header.to_obj() for header in self.headers), proof_to_obj(self.proof))
+
+
+CommitProof: TypeAlias = CommitCertificate | TwoChain | Handover
+"""Proof that a block, and with it every ancestor, is final; a `Handover` proves its first header's block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,13 +423,25 @@ def tc_from_obj(obj: Any) -> TC:
 
 
 def proof_to_obj(proof: CommitProof) -> tuple[Any, ...]:
-    """Return the nested tuples of a commit proof, tagged 0 for a CC and 1 for a two-chain."""
-    return (0 if isinstance(proof, CommitCertificate) else 1, proof.to_obj())
+    """Return the nested tuples of a commit proof, tagged 0 for a CC, 1 for a two-chain and 2 for a hand-over."""
+    match proof:
+        case CommitCertificate():
+            return (0, proof.to_obj())
+        case TwoChain():
+            return (1, proof.to_obj())
+        case Handover():
+            return (2, proof.to_obj())
 
 
 def proof_from_obj(obj: Any) -> CommitProof:
     """Read a tagged commit proof."""
     tag, body = fields.array(obj, 2, "commit proof")
+    if type(tag) is int and tag == 2:
+        return handover_from_obj(body)
+    return _certificates_from_obj(tag, body)
+
+
+def _certificates_from_obj(tag: Any, body: Any) -> CommitCertificate | TwoChain:
     if type(tag) is int and tag == 0:
         return cc_from_obj(body)
     if type(tag) is int and tag == 1:
@@ -404,9 +450,25 @@ def proof_from_obj(obj: Any) -> CommitProof:
     fields.fail("commit proof: unknown tag")
 
 
+def handover_from_obj(obj: Any) -> Handover:
+    """Read a `Handover`: 1 to `HANDOVER_HEADERS_MAX` headers; what they prove is `verify.verify_handover`'s to say."""
+    rows, proof = fields.array(obj, 2, "hand-over")
+    headers = tuple(
+        header_from_obj(row) for row in fields.array_upto(rows, HANDOVER_HEADERS_MAX, "hand-over headers")
+    )
+    if not headers:
+        fields.fail("hand-over: no header")
+    tag, body = fields.array(proof, 2, "commit proof")
+    return Handover(headers, _certificates_from_obj(tag, body))
+
+
+def _hash_or_empty(item: Any, what: str) -> bytes:
+    return b"" if item == b"" else fields.hash32(item, what)
+
+
 def header_from_obj(obj: Any) -> Header:
     """Read a `Header`; a version other than `HEADER_VERSION` is refused."""
-    items = fields.array(obj, 14, "header")
+    items = fields.array(obj, 15, "header")
     if type(items[0]) is not int or items[0] != HEADER_VERSION:
         fields.fail("header: unknown version")
     payload = tuple(
@@ -428,7 +490,8 @@ def header_from_obj(obj: Any) -> Header:
         executed_height=fields.uint(items[10], "executed height"),
         state_digest=fields.hash32(items[11], "state digest"),
         receipts_accumulator=fields.hash32(items[12], "receipts accumulator"),
-        next_validators_hash=b"" if items[13] == b"" else fields.hash32(items[13], "next validators"),
+        next_validators_hash=_hash_or_empty(items[13], "next validators"),
+        snapshot_root=_hash_or_empty(items[14], "snapshot root"),
     )
 
 
@@ -478,8 +541,19 @@ def encode_proof(proof: CommitProof) -> bytes:
 
 def decode_proof(data: bytes) -> CommitProof:
     """Read `encode_proof`'s bytes."""
-    proof: CommitProof = _stored(data, CERTIFICATE_BYTES_MAX, proof_from_obj)
+    proof: CommitProof = _stored(data, PROOF_BYTES_MAX, proof_from_obj)
     return proof
+
+
+def encode_handover(handover: Handover) -> bytes:
+    """Return a hand-over's canonical bytes for disk and for light clients, version first."""
+    return encode((STORED_VERSION, handover.to_obj()))
+
+
+def decode_handover(data: bytes) -> Handover:
+    """Read `encode_handover`'s bytes; `CodecError` past `PROOF_BYTES_MAX` or when malformed."""
+    handover: Handover = _stored(data, PROOF_BYTES_MAX, handover_from_obj)
+    return handover
 
 
 def encode_sync_info(info: SyncInfo) -> bytes:

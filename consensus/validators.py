@@ -5,7 +5,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from consensus.codec import encode
-from consensus.digest import DIGEST_BYTES, digest
+from consensus.digest import DIGEST_BYTES, ZERO32, digest
 
 VALIDATORS_MAX = 256
 STAKE_TOTAL_MAX = (1 << 63) - 1
@@ -19,24 +19,32 @@ class Validator:
         id: 32-byte Ed25519 consensus public key.
         stake: voting weight, at least 1.
         beacon_anchor: 32-byte end of the validator's hash chain (`consensus.beacon`).
+        leader_weight: its share of the leaders' draw (`consensus.leaders`); 0 for as much as its stake.
     """
 
     id: bytes
     stake: int
     beacon_anchor: bytes
+    leader_weight: int = 0
 
 
 @dataclass(frozen=True)
 class ValidatorSet:
     """The validators of one epoch, sorted by id; an index into it names a validator in certificates.
 
+    Attributes:
+        epoch: number of the epoch; 0 is the first.
+        validators: sorted by id.
+        seed: 32 bytes that leaders are drawn from; `ZERO32` for leaders by turns.
+
     Raises:
         ValueError: on construction: unsorted or repeated ids, none or more than `VALIDATORS_MAX`, wrong lengths, stake
-            below 1 or above `STAKE_TOTAL_MAX` in all.
+            below 1 or above `STAKE_TOTAL_MAX` in all, a leader weight outside 0 to `STAKE_TOTAL_MAX`.
     """
 
     epoch: int
     validators: tuple[Validator, ...]
+    seed: bytes = ZERO32
     _index: dict[bytes, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -50,6 +58,10 @@ class ValidatorSet:
                 raise ValueError("validator ids and beacon anchors have 32 bytes")
             if validator.stake < 1:
                 raise ValueError("a validator has stake")
+            if not 0 <= validator.leader_weight <= STAKE_TOTAL_MAX:
+                raise ValueError("leader weight out of range")
+        if len(self.seed) != DIGEST_BYTES:
+            raise ValueError("the seed of leaders has 32 bytes")
         if self.total_stake > STAKE_TOTAL_MAX:
             raise ValueError("total stake out of range")
         object.__setattr__(self, "_index", {key: index for index, key in enumerate(ids)})
@@ -65,8 +77,8 @@ class ValidatorSet:
     @cached_property
     def hash(self) -> bytes:
         """32-byte digest of the set, the same on every chain."""
-        rows = tuple((v.id, v.stake, v.beacon_anchor) for v in self.validators)
-        return digest("validator-set", encode((self.epoch, rows)))
+        rows = tuple((v.id, v.stake, v.beacon_anchor, v.leader_weight) for v in self.validators)
+        return digest("validator-set", encode((self.epoch, rows, self.seed)))
 
     def index_of(self, validator_id: bytes) -> int | None:
         """Return the index of a validator, or None for a stranger."""
@@ -85,6 +97,8 @@ class ValidatorSet:
         return 3 * stake > self.total_stake
 
 
-def make_validator_set(epoch: int, validators: tuple[Validator, ...] | list[Validator]) -> ValidatorSet:
+def make_validator_set(
+    epoch: int, validators: tuple[Validator, ...] | list[Validator], seed: bytes = ZERO32
+) -> ValidatorSet:
     """Return the set with the validators brought into order."""
-    return ValidatorSet(epoch, tuple(sorted(validators, key=lambda validator: validator.id)))
+    return ValidatorSet(epoch, tuple(sorted(validators, key=lambda validator: validator.id)), seed)

@@ -10,16 +10,22 @@ from dataclasses import dataclass, field
 from consensus.codec import encode
 from consensus.crypto import Verifier
 from consensus.digest import digest
-from consensus.errors import InvalidCertificate, InvalidSignature
+from consensus.errors import InvalidCertificate, InvalidSignature, LocalError
 from consensus.types import (
+    HANDOVER_HEADERS_MAX,
     QC,
     TC,
     Block,
     CommitCertificate,
     CommitProof,
     CommitVote,
+    Handover,
+    Header,
     Timeout,
     Vote,
+    genesis_qc,
+    header_id,
+    is_boundary,
 )
 from consensus.validators import ValidatorSet
 
@@ -59,6 +65,17 @@ class Context:
     def epoch(self) -> int:
         """Epoch of the validator set."""
         return self.validators.epoch
+
+
+def make_context(validators: ValidatorSet, genesis: Block, verifier: Verifier | None = None) -> Context:
+    """Return the context of an epoch: `genesis` is the chain's, or `epochs.epoch_start` of a later one.
+
+    Raises:
+        LocalError: the block is of another epoch than the set.
+    """
+    if genesis.header.epoch != validators.epoch:
+        raise LocalError("genesis and validator set are of different epochs")
+    return Context(genesis.header.chain_id, validators, genesis_qc(genesis), verifier or Verifier())
 
 
 def verify_vote(context: Context, vote: Vote) -> int:
@@ -126,12 +143,15 @@ def verify_tc(context: Context, tc: TC) -> None:
 
 
 def verify_commit_proof(context: Context, proof: CommitProof) -> tuple[bytes, int]:
-    """Return (block id, round) of the block the proof makes final.
+    """Return (block id, round) of the block the proof makes final; of a hand-over, its boundary's.
 
     Raises:
         InvalidCertificate: a certificate does not verify, or the two QCs are not of a parent and its child in
-            consecutive rounds (a two-chain with a gap proves nothing).
+            consecutive rounds (a two-chain with a gap proves nothing), or a hand-over is not one.
     """
+    if isinstance(proof, Handover):
+        verify_handover(context, proof)
+        return header_id(proof.headers[0]), proof.headers[0].round
     if isinstance(proof, CommitCertificate):
         verify_cc(context, proof)
         return proof.block_id, proof.round
@@ -142,6 +162,47 @@ def verify_commit_proof(context: Context, proof: CommitProof) -> tuple[bytes, in
     if proof.child_qc.round != proof.qc.round + 1:
         raise InvalidCertificate("two-chain rounds are not consecutive")
     return proof.qc.block_id, proof.qc.round
+
+
+def verify_handover(context: Context, handover: Handover) -> bytes:
+    """Return the next validator set's hash, on the word of more than two thirds of the stake of the context's set.
+
+    The headers must be a boundary and its descendants, each the parent of the next, and the proof of the last one's finality.
+    Needs no block: a light client that knows a set learns the next one's hash, fetches the set from anybody, and goes on.
+
+    Raises:
+        InvalidCertificate: anything about it does not hold.
+    """
+    if not 1 <= len(handover.headers) <= HANDOVER_HEADERS_MAX:
+        raise InvalidCertificate("hand-over: number of headers")
+    boundary = handover.headers[0]
+    if not is_boundary(boundary):
+        raise InvalidCertificate("hand-over: does not begin with a boundary")
+    parent = None
+    for header in handover.headers:
+        if header.chain_id != context.chain_id or header.epoch != context.epoch:
+            raise InvalidCertificate("hand-over: another chain or epoch")
+        if parent is not None:
+            _require_descendant(parent, header)
+        parent = header
+    block_id, round_ = verify_commit_proof(context, handover.proof)
+    last = handover.headers[-1]
+    if (block_id, round_) != (header_id(last), last.round):
+        raise InvalidCertificate("hand-over: the proof is of another block")
+    if isinstance(handover.proof, CommitCertificate) and handover.proof.height != last.height:
+        raise InvalidCertificate("hand-over: the proof is of another height")
+    return boundary.next_validators_hash
+
+
+def _require_descendant(parent: Header, header: Header) -> None:
+    if (
+        header.parent != header_id(parent)
+        or header.height != parent.height + 1
+        or header.round <= parent.round
+    ):
+        raise InvalidCertificate("hand-over: the headers do not link up")
+    if header.payload or header.next_validators_hash:
+        raise InvalidCertificate("hand-over: a descendant that is not empty")
 
 
 def _single(context: Context, epoch: int, author: bytes, message: bytes, signature: bytes) -> int:

@@ -1,16 +1,17 @@
 """Votes and commit votes: casting our own when the rules allow, counting everybody's."""
 
 from consensus.certificates import apply_cc, apply_qc
-from consensus.codec import encode
 from consensus.core import ROUNDS_AHEAD_MAX, ROUNDS_BEHIND_MAX, Core
 from consensus.custody import notice_statement
 from consensus.effects import Diverged
 from consensus.errors import InvalidCertificate, InvalidSignature, SafetyRefusal
 from consensus.execution import Claim, claimed, compare
+from consensus.leading import proposes_soon
 from consensus.messages import CommitVoteMessage, VoteMessage
 from consensus.tree import Node
 from consensus.types import QC, CommitCertificate, CommitVote, Vote
 from consensus.verify import verify_commit_vote, verify_qc, verify_vote
+from consensus.watch import contradicts, watch_vote
 
 
 def try_vote(core: Core) -> bool:
@@ -32,9 +33,18 @@ def try_vote(core: Core) -> bool:
         vote = core.safety.sign_vote(node.block)
     except SafetyRefusal:
         return False
-    core.out.send(None, VoteMessage(vote))
+    send_vote(core, vote)
     count_vote(core, core.me, vote)
     return True
+
+
+def send_vote(core: Core, vote: Vote) -> None:
+    """Send a vote of ours to all, or to the leader that collects the round's votes."""
+    collector = core.leader(vote.round + 1)
+    if not core.collects:
+        core.out.send(None, VoteMessage(vote))
+    elif core.safety is not None and collector != core.safety.public:
+        core.out.send(collector, VoteMessage(vote))
 
 
 def _payload_ready(core: Core, node: Node) -> bool:
@@ -56,7 +66,7 @@ def _payload_ready(core: Core, node: Node) -> bool:
 def _execution_agrees(core: Core, node: Node) -> bool:
     """Whether we executed up to the claimed height and got the same; a wrong claim is reported once."""
     header = node.block.header
-    claim = compare(core, header)
+    claim = compare(core, node)
     if claim is Claim.DIFFERS:
         node.rejected = True
         own = core.results[header.executed_height]
@@ -68,10 +78,13 @@ def _execution_agrees(core: Core, node: Node) -> bool:
 def try_commit_vote(core: Core) -> bool:
     """COMMIT-VOTE for the highest QC's block, once it is here.
 
-    Older QCs get none: whoever extends the highest one commits them as ancestors.
+    Older QCs get none: whoever extends the highest one commits them as ancestors. Blocks past the epoch's boundary get none:
+    nothing of them is to be final, and the boundary below them has its commit votes or their two-chain.
     """
     node = core.tree.get(core.high_qc.block_id)
     if core.safety is None or core.me is None or node is None or node is core.tree.root:
+        return False
+    if node.past_boundary or (core.collects and not _spreads(core)):
         return False
     last = core.safety.record.last_commit_vote
     if last is not None and last.round >= core.high_qc.round:
@@ -83,6 +96,14 @@ def try_commit_vote(core: Core) -> bool:
     core.out.send(None, CommitVoteMessage(vote, core.high_qc))
     count_commit_vote(core, core.me, vote)
     return True
+
+
+def _spreads(core: Core) -> bool:
+    """Whether others may learn the highest QC from nobody else: we collected it, and shall not propose on it at once.
+
+    A collector's commit vote is a way to broadcast that QC. Otherwise its proposal does, and two QCs in a row commit.
+    """
+    return core.collected == core.high_qc.round and not proposes_soon(core)
 
 
 def in_window(core: Core, round_: int) -> bool:
@@ -109,15 +130,17 @@ def count_vote(core: Core, author: int, vote: Vote) -> None:
     notice_statement(core, author, vote)
     earlier = core.votes.add(vote.round, author, _vote_statement(vote), vote)
     if earlier is not None:
-        evidence = (encode(earlier.to_obj()), encode(vote.to_obj()))
-        core.accuse(vote.author, "two votes in a round", evidence)
+        contradicts(core, earlier, vote, "two votes in a round")
         return
+    watch_vote(core, author, vote)
     rows = core.votes.matching(vote.round, _vote_statement(vote))
     validators = core.context.validators
     if not validators.is_quorum(sum(validators.stake_at(index) for index, _ in rows)):
         return
     signatures = tuple((index, row.signature) for index, row in rows)
     qc = QC(vote.epoch, vote.round, vote.block_id, vote.parent_id, vote.parent_round, signatures)
+    if qc.round > core.high_qc.round:
+        core.collected = qc.round
     apply_qc(core, qc, None)
 
 
@@ -147,9 +170,9 @@ def count_commit_vote(core: Core, author: int, vote: CommitVote) -> None:
     statement = (vote.block_id, vote.height)
     earlier = core.commit_votes.add(vote.round, author, statement, vote)
     if earlier is not None:
-        evidence = (encode(earlier.to_obj()), encode(vote.to_obj()))
-        core.accuse(vote.author, "two commit votes in a round", evidence)
+        contradicts(core, earlier, vote, "two commit votes in a round")
         return
+    watch_vote(core, author, vote)
     rows = core.commit_votes.matching(vote.round, statement)
     validators = core.context.validators
     if not validators.is_quorum(sum(validators.stake_at(index) for index, _ in rows)):

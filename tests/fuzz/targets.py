@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from consensus import messages, safety, types
+from consensus import evidence, messages, safety, types
 from consensus.errors import CodecError
 from node import wire
 from node.ledger import accumulator, batch, block, fields, openings, params, records, state, transaction
@@ -81,7 +81,18 @@ def consensus_targets() -> list[Target]:
     return [
         _consensus("message", messages, "message", messages.MESSAGE_BYTES_MAX, seeds("message ")),
         _consensus("block", types, "block", types.BLOCK_BYTES_MAX, seeds("stored block", "stored genesis")),
-        _consensus("proof", types, "proof", certificate, seeds("commit proof")),
+        _consensus("proof", types, "proof", types.PROOF_BYTES_MAX, seeds("commit proof")),
+        _consensus("hand-over", types, "handover", types.PROOF_BYTES_MAX, seeds("stored hand-over")),
+        Target(
+            "evidence",
+            evidence.evidence_from_bytes,
+            evidence.Evidence.to_bytes,
+            seeds("evidence "),
+            (CodecError,),
+            evidence.EVIDENCE_BYTES_MAX,
+            _file(evidence),
+            "client, peer",
+        ),
         _consensus("certificates", types, "sync_info", 3 * certificate, seeds("stored certificates"), "disk"),
         Target(
             "safety-record",
@@ -182,6 +193,13 @@ def targets() -> dict[str, Target]:
     """All targets by name."""
     # Those of files and of JSON need torch or a whole ledger; they are imported when they are wanted.
     from tests.fuzz.documents import document_targets
+    from tests.fuzz.signing import signing_targets
 
-    made = [*consensus_targets(), *ledger_targets(), *wire_targets(), *document_targets()]
+    made = [
+        *consensus_targets(),
+        *ledger_targets(),
+        *wire_targets(),
+        *document_targets(),
+        *signing_targets(),
+    ]
     return {target.name: target for target in made}

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from consensus.beacon import BeaconChain, reveal_hash
+from consensus.codec import encode
 from consensus.crypto import public_key, sign
 from consensus.digest import ZERO32, digest
-from consensus.leaders import Leaders
+from consensus.epochs import epoch_start
+from consensus.evidence import Evidence, make_evidence, signed_header
+from consensus.leaders import Leaders, missed_leaders
 from consensus.types import (
     QC,
     TC,
     Block,
     CommitCertificate,
     CommitVote,
+    Handover,
     Header,
     Timeout,
+    TwoChain,
     Vote,
     genesis_block,
     genesis_qc,
     header_id,
 )
-from consensus.validators import Validator, make_validator_set
+from consensus.validators import Validator, ValidatorSet, make_validator_set
 from consensus.verify import commit_vote_message, proposal_message, timeout_message, vote_message
 from tests.vectors.notation import Json, Vector
 
@@ -31,12 +36,22 @@ BEACONS = [BeaconChain(bytes([0x60 + number]) * 32, 5) for number in range(4)]
 VALIDATORS = make_validator_set(
     0, [Validator(key, 10 + number, BEACONS[number].anchor) for number, key in enumerate(KEYS)]
 )
+WEIGHTED = make_validator_set(
+    1,
+    [
+        Validator(KEYS[number], 10 + number, BEACONS[number].anchor, weight)
+        for number, weight in ((0, 1000), (1, 0), (3, 130))
+    ],
+    bytes([0x5E]) * 32,
+)
 GENESIS = genesis_block(CHAIN, bytes([0x5D]) * 32, timestamp_ms=1_700_000_000_000)
 GENESIS_QC = genesis_qc(GENESIS)
 QUORUM = (0, 2, 3)
 
 
-def _header(parent: Block, round_: int, payload: tuple[bytes, ...]) -> Header:
+def _header(
+    parent: Block, round_: int, payload: tuple[bytes, ...], next_hash: bytes = b"", snapshot: bytes = b""
+) -> Header:
     leader = Leaders(VALIDATORS).index(round_)
     return Header(
         chain_id=CHAIN,
@@ -51,6 +66,8 @@ def _header(parent: Block, round_: int, payload: tuple[bytes, ...]) -> Header:
         executed_height=0,
         state_digest=GENESIS.header.state_digest,
         receipts_accumulator=ZERO32,
+        next_validators_hash=next_hash,
+        snapshot_root=snapshot,
     )
 
 
@@ -93,6 +110,20 @@ TC_TWO = TC(
 )
 THREE = _proposed(_header(ONE, 3, ()), QC_ONE, TC_TWO)
 QC_THREE = _qc(THREE)
+# The end of an epoch: a boundary after block one, and two descendants in consecutive rounds.
+BOUNDARY = _proposed(_header(ONE, 2, (), WEIGHTED.hash, bytes([0x51]) * 32), QC_ONE, None)
+AFTER = _proposed(_header(BOUNDARY, 3, ()), _qc(BOUNDARY), None)
+LAST = _proposed(_header(AFTER, 4, ()), _qc(AFTER), None)
+HANDOVER = Handover((BOUNDARY.header, AFTER.header), TwoChain(LAST.qc, _qc(LAST)))
+START = epoch_start(BOUNDARY, WEIGHTED)
+TWICE: tuple[Evidence, ...] = (
+    make_evidence(signed_header(THREE), signed_header(AFTER)),
+    make_evidence(_vote(1, THREE), _vote(1, AFTER)),
+    make_evidence(_commit_vote(1, THREE), _commit_vote(1, AFTER)),
+    make_evidence(_timeout(2, 7, 4), _timeout(2, 7, 3)),
+    make_evidence(_commit_vote(2, THREE), _timeout(2, 5, 2)),
+    make_evidence(_vote(2, AFTER), _timeout(2, 3, 1)),
+)
 VOTE, COMMIT_VOTE, TIMEOUT = _vote(2, THREE), _commit_vote(1, ONE), _timeout(3, 2, 1)
 
 
@@ -164,16 +195,27 @@ def vectors() -> list[Vector]:
 def _hashed() -> list[Vector]:
     headers = [
         Vector(f"block id at height {block.height}", "header", CHAIN, _header_fields(block.header), block.id)
-        for block in (GENESIS, ONE, THREE)
+        for block in (GENESIS, ONE, THREE, BOUNDARY)
     ]
-    rows = [{"id": v.id, "stake": v.stake, "beacon_anchor": v.beacon_anchor} for v in VALIDATORS.validators]
     start = bytes([0x60]) * 32
     steps = [digest("beacon-start", start)]
     for _ in range(5):
         steps.append(reveal_hash(steps[-1]))
     return [
         *headers,
-        Vector("validator set", "validator-set", b"", {"epoch": 0, "validators": rows}, VALIDATORS.hash),
+        *(
+            Vector(f"validator set of epoch {made.epoch}", "validator-set", b"", _set_fields(made), made.hash)
+            for made in (VALIDATORS, WEIGHTED)
+        ),
+        *(_drawn(round_) for round_ in (1, 64, U64_MAX)),
+        Vector(
+            "chunk of a snapshot",
+            "snapshot-chunk",
+            CHAIN,
+            {"chunk": bytes([0x90])},
+            digest("snapshot-chunk", bytes([0x90]), CHAIN),
+            raw=True,
+        ),
         Vector("start of a beacon chain", "beacon-start", b"", {"seed": start}, steps[0], raw=True),
         *(
             Vector(f"beacon step {k + 1}", "beacon-reveal", b"", {"reveal": steps[k]}, steps[k + 1], raw=True)
@@ -182,8 +224,22 @@ def _hashed() -> list[Vector]:
     ]
 
 
+def _set_fields(made: ValidatorSet) -> dict[str, object]:
+    rows = [
+        {name: getattr(row, name) for name in ("id", "stake", "beacon_anchor", "leader_weight")}
+        for row in made.validators
+    ]
+    return {"epoch": made.epoch, "validators": rows, "seed": made.seed}
+
+
+def _drawn(round_: int) -> Vector:
+    fields: dict[str, object] = {"seed": WEIGHTED.seed, "round": round_}
+    found = digest("leader", encode((WEIGHTED.seed, round_)))
+    return Vector(f"draw of the leader of round {round_}", "leader", b"", fields, found)
+
+
 def _header_fields(header: Header) -> dict[str, object]:
-    return {"version": 1} | {name: getattr(header, name) for name in header.__slots__}
+    return {"version": 2} | {name: getattr(header, name) for name in header.__slots__}
 
 
 def derived() -> Json:
@@ -200,10 +256,18 @@ def derived() -> Json:
         leaders.append(
             {"stakes": stakes, "rounds_1_to_64": [chosen.index(round_) for round_ in range(1, 65)]}
         )
+    drawn = Leaders(WEIGHTED)
+    chosen_by_draw = {
+        "seed": WEIGHTED.seed.hex(),
+        "weights": [row.leader_weight or row.stake for row in WEIGHTED.validators],
+        "rounds_1_to_64": [drawn.index(round_) for round_ in range(1, 65)],
+        "missed_between_3_and_9": list(missed_leaders(drawn, 3, 9)),
+    }
     chain = BEACONS[0]
     reveals = [(chain.preimage(k) or b"").hex() for k in range(1, 6)]
     return {
         "leaders": leaders,
+        "drawn_leaders": chosen_by_draw,
         "beacon": {
             "seed": (bytes([0x60]) * 32).hex(),
             "length": 5,

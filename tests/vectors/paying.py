@@ -23,13 +23,21 @@ from node.ledger.bodies import (
     Body,
     ContributionSubmit,
     DatanetCreate,
+    EvidenceSubmit,
     Held,
     InferenceRecord,
     InferenceReveal,
     ProviderBond,
     Transfer,
+    ValidatorAnchor,
+    ValidatorBond,
+    ValidatorLeave,
+    ValidatorRegister,
+    ValidatorUnbond,
+    ValidatorUnjail,
 )
 from node.ledger.environment import Environment
+from node.ledger.epochs import end_epoch
 from node.ledger.fields import to_bytes
 from node.ledger.genesis import chain_id, make_genesis
 from node.ledger.lthash import lthash_of, state_digest
@@ -47,6 +55,7 @@ from node.ledger.params import DEFAULTS, Params, encode_params
 from node.ledger.records import encode_records, records_root
 from node.ledger.results import TREASURY, attestation_commitment, audit_result_hash
 from node.ledger.serving import draw_audits
+from node.ledger.stakes import get_history, possession_digest, sign_possession
 from node.ledger.state import (
     DRAWS_KEY,
     INFERENCE,
@@ -71,6 +80,7 @@ from node.ledger.transaction import (
     signing_digest,
     transaction_hash,
 )
+from node.network.address import peer_id_of_seed
 from node.storage.blobs import blob_digest
 from tests.vectors.notation import Encoding, Json, Vector, VectorMismatch, named
 
@@ -94,6 +104,8 @@ GENESIS = make_genesis(
     (B,),
 )
 CHAIN = chain_id(GENESIS)
+PEER = peer_id_of_seed(SEED)
+POSSESSION = sign_possession(VALIDATOR_SEED, CHAIN, USER)
 VOUCHER = Voucher(CHAIN, USER, SERVES, 7, A, prompt_commitment(SALT, RECORDS[0]), 16, 10**9, 500)
 BODIES: tuple[Body, ...] = (
     Transfer(A, 2**63 - 1),
@@ -107,6 +119,13 @@ BODIES: tuple[Body, ...] = (
     InferenceReveal(A, B, 90),
     AttestCommit(A, 0, B),
     AttestOpen(A, 1, 0, B, SHARES, SALT),
+    ValidatorRegister(public_key(VALIDATOR_SEED), POSSESSION, PEER, B, 10**12),
+    ValidatorBond(10**9),
+    ValidatorUnbond(1),
+    ValidatorLeave(),
+    ValidatorUnjail(),
+    ValidatorAnchor(A),
+    EvidenceSubmit(b"two signed statements"),
 )
 CLAIM = StorageClaim(B, 40, A, 3, 8)
 RECEIPTS = (
@@ -216,7 +235,18 @@ def vectors() -> list[Vector]:
             blob_digest(encode_records(RECORDS)),
             raw=True,
         ),
+        Vector(
+            "proof of possession",
+            "possession",
+            CHAIN,
+            {"account": USER},
+            possession_digest(CHAIN, USER),
+            raw=True,
+            signer=VALIDATOR_SEED,
+            signature=POSSESSION,
+        ),
         *_draw_vectors(),
+        _epoch_vector(),
         *_state_vectors(),
     ]
 
@@ -269,6 +299,22 @@ def _draw_vectors() -> list[Vector]:
     ]
     fields = {"mix": mixes[2], "inference": name}
     return [*steps, Vector("audit draw", "audit-draw", CHAIN, fields, drawn.draw, raw=True)]
+
+
+def _epoch_vector() -> Vector:
+    """The first reveal of an epoch, mixed by the ledger itself at the end of a block."""
+    reveal, entry = bytes([0xC1]) * 32, GENESIS.validators[0]
+    env = Environment(
+        BlockContext(CHAIN, 1, 0, 1, GENESIS.timestamp_ms, entry.consensus_key, reveal, 0),
+        Params(epoch_heights=9, stake_min=1),
+        ValidatorSet(GENESIS.validators),
+        entry.account,
+        _refuse,
+    )
+    overlay = Overlay({})
+    end_epoch(overlay, env)
+    fields = {"mix": bytes(32), "reveal": reveal}
+    return Vector("epoch mix", "epoch-mix", CHAIN, fields, get_history(overlay, 2).mix, raw=True)
 
 
 def _never_audited() -> Params:

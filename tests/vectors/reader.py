@@ -95,7 +95,7 @@ LOCAL = frozenset(
     if line.startswith("- Checksums that stay on one machine")
     for name in re.findall(r"`([a-z-]+)`", line)
 )
-_PREIMAGES, _NESTED, _BODIES, _ = tables("formats.md")
+_PREIMAGES, _NESTED, _BODIES, _, _ = tables("formats.md")
 KINDS = {
     row[0]: Kind(row[1] == "yes", row[2] == "raw", split(row[3]), bool(row[4].strip())) for row in _PREIMAGES
 }
@@ -209,3 +209,15 @@ def leaders(stakes: Sequence[int], rounds: int) -> list[int]:
         slots.append(credit.index(max(credit)))
         credit[slots[-1]] -= sum(weights)
     return [slots[round_ % len(slots)] for round_ in range(rounds)]
+
+
+def drawn_leaders(seed: bytes, weights: Sequence[int], rounds: Sequence[int]) -> list[int]:
+    found = []
+    for round_ in rounds:
+        left = int.from_bytes(digest("leader", pack([seed, round_])), "big") % sum(weights)
+        index = 0
+        while left >= weights[index]:
+            left -= weights[index]
+            index += 1
+        found.append(index)
+    return found

@@ -7,6 +7,7 @@ from typing import Any
 from consensus.messages import (
     BlocksMessage,
     CommitVoteMessage,
+    HandoverMessage,
     Message,
     ProposalMessage,
     SyncMessage,
@@ -15,7 +16,14 @@ from consensus.messages import (
     encode_message,
 )
 from consensus.safety import SafetyRecord
-from consensus.types import SyncInfo, TwoChain, encode_block, encode_proof, encode_sync_info
+from consensus.types import (
+    SyncInfo,
+    TwoChain,
+    encode_block,
+    encode_handover,
+    encode_proof,
+    encode_sync_info,
+)
 from node import wire
 from node.network.framing import encode_header
 from node.recompute.jobs import AuditDone, AuditJob, IndexBuilt, IndexJob, JobRefused, pack_frame
@@ -32,9 +40,11 @@ MESSAGES: tuple[tuple[int, Message], ...] = (
     (5, SyncMessage(SyncInfo(o.QC_THREE, o.TC_TWO, o.CC_ONE))),
     (6, BlocksMessage((o.ONE, o.THREE))),
     (6, BlocksMessage(())),
+    (7, HandoverMessage(o.HANDOVER)),
 )
 RECORD = SafetyRecord(0, 3, 1, 2, 3, o.VOTE, o.COMMIT_VOTE, o.TIMEOUT, o.QC_ONE)
 RECEIPT = wire.StorageReceiptFrame(bytes([1]) * 32, 40, bytes([2]) * 32, 3, 8, o.KEYS[0], bytes([3]) * 64)
+OFFER = wire.SnapshotOffer(b"manifest", encode_block(o.THREE), encode_proof(o.CC_ONE))
 JOBS = (
     IndexJob("base", "adapter", bytes([1]) * 32, ("one", "two"), "index"),
     AuditJob(
@@ -80,6 +90,17 @@ def encodings() -> list[Encoding]:
             (1, (1, (_plain(o.QC_ONE.to_obj()), _plain(o.QC_THREE.to_obj())))),
             encode_proof(TwoChain(o.QC_ONE, o.QC_THREE)),
         ),
+        Encoding("commit proof, hand-over", (1, (2, _plain(o.HANDOVER.to_obj()))), encode_proof(o.HANDOVER)),
+        Encoding("stored hand-over", (1, _plain(o.HANDOVER.to_obj())), encode_handover(o.HANDOVER)),
+        Encoding("root of the next epoch", (1, _plain(o.START.to_obj())), encode_block(o.START)),
+        *(
+            Encoding(
+                f"evidence {kind}",
+                (1, kind, _plain(evidence.first.to_obj()), _plain(evidence.second.to_obj())),
+                evidence.to_bytes(),
+            )
+            for kind, evidence in enumerate(o.TWICE, start=1)
+        ),
         Encoding("stored certificates", (1, _plain(info.to_obj())), encode_sync_info(info)),
         Encoding("safety record", record, RECORD.to_bytes()),
         Encoding(
@@ -91,6 +112,10 @@ def encodings() -> list[Encoding]:
         Encoding("range request", (300, 64), wire.encode_range_request(300, 64)),
         Encoding("range answer", (((b"block", (b"batch", b"")),), b"proof"), wire.encode_range(blocks)),
         Encoding("block request", (o.ONE.id, 3), wire.encode_block_request(o.ONE.id, 3)),
+        Encoding("chunk request", (300, 7), wire.encode_chunk_request(300, 7)),
+        Encoding("epochs request", (2, 5), wire.encode_epochs_request(2, 5)),
+        Encoding("epochs answer", (b"row", b""), wire.encode_epoch_rows([b"row", b""])),
+        Encoding("snapshot offer", named(OFFER), wire.encode_snapshot_offer(OFFER)),
         Encoding("blob request", (o.ONE.id, 1 << 18), wire.encode_blob_request(o.ONE.id, 1 << 18)),
         *(
             Encoding(f"worker job {type(job).__name__}", job.fields(), pack_frame(job.fields())[4:])

@@ -75,7 +75,7 @@ def documented(name: str, value: dict[str, Any]) -> list[Any]:
         "voucher": reader.KINDS["voucher"].fields,
         "accumulator": reader.KINDS["accumulator-root"].fields,
         "params": reader.NESTED["params"],
-        "validators": ("validators[validator]",),
+        "validators": ("validators[validator]", "seed"),
     }
     if name.startswith("transaction "):
         return reader.array(value, reader.KINDS["transaction"].fields)
@@ -147,10 +147,10 @@ def test_every_kind_of_transaction_message_frame_and_request_has_a_vector() -> N
         entry["name"]: bytes.fromhex(entry["bytes"]) for entry in stored("encodings.json")["encodings"]
     }
     messages = {entries[name][2] for name in entries if name.startswith("message ")}
-    assert messages == set(range(1, 7))
+    assert messages == set(range(1, 8))
     assert (
         len({type(decode_message(data)) for name, data in entries.items() if name.startswith("message ")})
-        == 6
+        == 7
     )
     carried = {
         Frame.CONSENSUS: "message 2 VoteMessage 2",
@@ -160,10 +160,12 @@ def test_every_kind_of_transaction_message_frame_and_request_has_a_vector() -> N
         Request.BLOCK: "block request",
         Request.RANGE: "range request",
         Request.BLOB: "blob request",
+        Request.CHUNK: "chunk request",
+        Request.EPOCHS: "epochs request",
     }
     assert set(carried.values()) <= set(entries)
-    # These two say nothing: the request is empty, or it is the 32 bytes of a digest.
-    assert {*Frame, *Request} == {*carried} | {Request.STATUS, Request.BATCH}
+    # These say nothing: the request is empty, or it is the 32 bytes of a digest.
+    assert {*Frame, *Request} == {*carried} | {Request.STATUS, Request.BATCH, Request.SNAPSHOT}
 
 
 def test_roots_follow_from_their_leaves_by_the_documented_rules() -> None:
@@ -196,6 +198,10 @@ def test_beacon_and_leaders_follow_the_documented_rules() -> None:
     assert [value.hex() for value in reversed(chain[:-1])] == found["beacon"]["reveals_1_to_5"]
     for case in found["leaders"]:
         assert reader.leaders(case["stakes"], 64) == case["rounds_1_to_64"]
+    drawn = found["drawn_leaders"]
+    seed, weights = bytes.fromhex(drawn["seed"]), drawn["weights"]
+    assert reader.drawn_leaders(seed, weights, range(1, 65)) == drawn["rounds_1_to_64"]
+    assert reader.drawn_leaders(seed, weights, range(4, 9)) == drawn["missed_between_3_and_9"]
     for frame in found["frame_headers"]:
         header = (frame["payload_bytes"] + 1).to_bytes(4, "big") + bytes([frame["kind"]])
         assert header.hex() == frame["header"]

@@ -184,6 +184,7 @@ def test_a_block_id_covers_every_header_field() -> None:
         {"state_digest": bytes([9]) * 32},
         {"receipts_accumulator": bytes([9]) * 32},
         {"next_validators_hash": bytes([9]) * 32},
+        {"snapshot_root": bytes([9]) * 32},
     ]
     assert len(changes) == len(header.__slots__)
     ids = {header_id(replace(header, **change)) for change in changes}  # type: ignore[arg-type]

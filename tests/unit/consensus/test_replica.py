@@ -14,6 +14,7 @@ from consensus.effects import (
     Persist,
     Send,
 )
+from consensus.evidence import Offence, OffenceKind, evidence_from_bytes, verify_evidence
 from consensus.inputs import (
     Executed,
     PayloadAvailable,
@@ -33,6 +34,7 @@ from consensus.messages import (
 from consensus.types import TwoChain
 from tests.unit.consensus.lab import (
     BATCH,
+    CHAIN,
     CONFIG,
     GENESIS,
     GENESIS_QC,
@@ -294,14 +296,12 @@ def test_a_timestamp_far_from_the_clock_gets_no_vote(drift_ms: int) -> None:
     "changes",
     [
         {"chain_id": bytes(32)},
-        {"epoch": 1},
         {"height": 3},
         {"height": 1},
         {"timestamp_ms": 0},
         {"proposer": KEYS[LEADERS.index(1)]},
         {"beacon_reveal": bytes(32)},
         {"executed_height": 2},
-        {"next_validators_hash": bytes(32)},
         {"parent": GENESIS.id},
         {"payload": tuple(bytes([i]) * 32 for i in range(65))},
     ],
@@ -370,8 +370,9 @@ def test_a_second_proposal_of_a_round_is_evidence_and_gets_no_vote() -> None:
     assert votes(effects) == []
     (fault,) = of(effects, Misbehaved)
     assert (fault.peer, fault.reason) == (one.header.proposer, "two proposals in a round")
-    assert fault.evidence is not None
-    assert fault.evidence[0] != fault.evidence[1]
+    offence = verify_evidence(CHAIN, evidence_from_bytes(fault.evidence))
+    assert offence == Offence(one.header.proposer, 0, 1, OffenceKind.TWO_PROPOSALS)
+    assert of(bench.propose(other), Misbehaved) == []
 
 
 def test_a_certified_second_proposal_is_fetched_and_committed() -> None:
@@ -392,6 +393,8 @@ def test_two_votes_of_one_author_are_evidence() -> None:
     bench.hear(VoteMessage(vote_by(2, one)))
     (fault,) = of(bench.hear(VoteMessage(vote_by(2, other))), Misbehaved)
     assert (fault.peer, fault.reason) == (KEYS[2], "two votes in a round")
+    offence = verify_evidence(CHAIN, evidence_from_bytes(fault.evidence))
+    assert offence == Offence(KEYS[2], 0, 1, OffenceKind.TWO_VOTES)
 
 
 def test_a_forged_vote_blames_the_sender_and_not_the_author() -> None:

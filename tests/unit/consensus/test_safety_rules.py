@@ -7,6 +7,7 @@ import pytest
 from consensus.errors import InvalidCertificate, LocalError, SafetyRefusal
 from consensus.safety import SafetyRecord, SafetyRules, record_from_bytes
 from consensus.types import Block
+from consensus.validators import make_validator_set
 from consensus.verify import Context, verify_commit_vote, verify_timeout, verify_vote
 from tests.unit.consensus.lab import (
     CONTEXT,
@@ -15,6 +16,7 @@ from tests.unit.consensus.lab import (
     KEYS,
     LEADERS,
     SEEDS,
+    VALIDATORS,
     Chain,
     qc_of,
     quorum_tc,
@@ -219,6 +221,15 @@ def test_signs_nothing_for_another_epoch() -> None:
         rules().sign_timeout(1, replace(GENESIS_QC, epoch=1), None)
     with pytest.raises(LocalError):
         rules(SafetyRecord(epoch=1))
+
+
+def test_a_record_of_an_earlier_epoch_makes_room_for_a_fresh_one() -> None:
+    later = make_validator_set(7, VALIDATORS.validators)
+    context = Context(CONTEXT.chain_id, later, replace(GENESIS_QC, epoch=7))
+    signer = SafetyRules(SEEDS[3], context, SafetyRecord(6, last_voted=90, lock=80, highest_timeout=90))
+    assert signer.record == SafetyRecord(7)
+    kept = SafetyRecord(7, last_voted=3)
+    assert SafetyRules(SEEDS[3], context, kept).record == kept
 
 
 def test_a_stranger_gets_no_signer() -> None:
