@@ -46,7 +46,11 @@ COMMANDS: dict[str, Command] = {
     "keys": Command("node.cli.keys:configure", "create, list, move and encrypt keys"),
     "tx": Command("node.cli.tx:configure", "build, sign and submit a transaction"),
     "query": Command("node.cli.query:configure_query", "ask a node about the ledger"),
+    "signer": Command("node.cli.signer:configure", "hold a validator's key in a process of its own"),
     "verify": Command("node.cli.verify:configure_verify", "recompute what the ledger claims"),
+    "rollback": Command("node.cli.rollback:configure", "take executed blocks back"),
+    "inspect": Command("node.cli.inspect:configure", "what lies in the home of a node at rest"),
+    "debug": Command("node.cli.debug:configure", "collect what explains a node's behaviour"),
     "selfcheck": Command("node.cli.selfcheck:configure", "check this machine's exact arithmetic"),
 }
 

@@ -1,7 +1,8 @@
 """``openledger tx``: one subcommand for each kind of transaction, its flags built from the kind's fields.
 
 Where a kind names a blob by digest and size, ``--file`` may give the bytes instead, and for a contribution ``--records`` a
-JSONL file of texts: the blob is stored at the node first, the fields are computed.
+JSONL file of texts: the blob is stored at the node first, the fields are computed. For a registration or a new anchor
+``--from-home`` reads a validator's keys and signs the proof of possession.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from node.cli.connection import (
     reading_answers,
 )
 from node.cli.output import Exit, Interrupted, UsageError, add_example, add_json_argument, print_result
+from node.cli.registration import anchor_field, registration_fields
 from node.client import VALID_HEIGHTS, Client, Sent
 from node.keys import public_key
-from node.ledger.bodies import BODIES, Body, ContributionSubmit
+from node.ledger.bodies import BODIES, Body, ContributionSubmit, ValidatorAnchor, ValidatorRegister
 from node.ledger.errors import MalformedError
 from node.ledger.fields import U63_MAX, validate
 from node.ledger.openings import decode_voucher
@@ -34,6 +36,12 @@ from node.storage.blobs import BLOB_BYTES_MAX, blob_digest
 
 _BLOB_FIELDS = ("blob_digest", "blob_bytes")
 _RECORD_FIELDS = ("records_root", "record_count", "token_count", *_BLOB_FIELDS)
+_FROM_HOME: dict[type[Any], tuple[str, ...]] = {
+    ValidatorRegister: ("consensus_key", "possession", "peer_id", "beacon_anchor"),
+    ValidatorAnchor: ("beacon_anchor",),
+}
+"""Fields that a validator's home stands for."""
+
 _LINE_BYTES_MAX = 64 * 1024
 
 
@@ -60,6 +68,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if body is ContributionSubmit:
             text = 'JSONL, {"text": ...} a line, tokenised byte by byte; replaces all fields but --datanet and --licence'
             child.add_argument("--records", type=Path, metavar="FILE", help=text)
+        if body in _FROM_HOME:
+            flags = ", ".join(f"--{field.replace('_', '-')}" for field in _FROM_HOME[body])
+            text = f"home of the validator, whose account has to sign; replaces {flags}"
+            child.add_argument("--from-home", type=Path, metavar="DIR", help=text)
         _add_common(child)
         add_example(child, _example(name, body))
         child.set_defaults(run=partial(_run, body))
@@ -92,6 +104,8 @@ def _computed(body: type[Any]) -> set[str]:
     """Fields that a file may stand for, and that are therefore not required as flags."""
     if body is ContributionSubmit:
         return set(_RECORD_FIELDS)
+    if body in _FROM_HOME:
+        return set(_FROM_HOME[body])
     return set(_BLOB_FIELDS) if _names(body) >= set(_BLOB_FIELDS) else set()
 
 
@@ -156,7 +170,7 @@ def _amount(text: str) -> int:
 
 _AMOUNT = "amount"
 _AMOUNT_HELP = "units, or OPEN such as 1.5open"
-_AMOUNT_FIELDS = frozenset({"amount"})
+_AMOUNT_FIELDS = frozenset({"amount", "stake"})
 _DECIMALS = 9
 _VALID_HEIGHTS_MAX = 1_000_000
 
@@ -189,6 +203,8 @@ def _example(name: str, body: type[Any]) -> str:
     ]
     if body is ContributionSubmit:
         flags.append("--records FILE")
+    elif body in _FROM_HOME:
+        flags.append("--from-home DIR")
     elif _computed(body):
         flags.append("--file FILE")
     return " ".join(["openledger tx", name, *flags, "--key alice --wait"])
@@ -244,13 +260,17 @@ def _build_body(body_class: type[Any], parsed: argparse.Namespace) -> tuple[Body
     blob = None
     if getattr(parsed, "records", None) is not None:
         blob = _fill(values, "--records", _from_records(parsed.records))
+    elif getattr(parsed, "from_home", None) is not None:
+        fields = registration_fields if body_class is ValidatorRegister else anchor_field
+        _fill(values, "--from-home", (fields(parsed.from_home, parsed.passphrase_file), b""))
     elif getattr(parsed, "file", None) is not None:
         data = _read(parsed.file, BLOB_BYTES_MAX)
         blob = _fill(values, "--file", ({"blob_digest": blob_digest(data), "blob_bytes": len(data)}, data))
     missing = [name for name in _computed(body_class) if values[name] is None]
     if missing:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(missing))
-        other = "--records" if body_class is ContributionSubmit else "--file"
+        replaced = "--from-home" if body_class in _FROM_HOME else "--file"
+        other = "--records" if body_class is ContributionSubmit else replaced
         raise UsageError(f"give {flags}, or {other}")
     if "licences" in values:
         values["licences"] = sorted(set(values["licences"]))

@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from node.cli.connection import add_node_arguments, connect, hex_argument, home_of, reading_answers
+from node.cli.connection import (
+    add_home_argument,
+    add_node_arguments,
+    connect,
+    hex_argument,
+    home_of,
+    reading_answers,
+)
 from node.cli.output import (
     Exit,
     UsageError,
@@ -58,6 +65,83 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
     add_json_argument(adapter)
     add_example(adapter, "openledger verify adapter 4bf5...e1 --rpc http://127.0.0.1:7550")
     adapter.set_defaults(run=run_adapter)
+    _configure_proofs(kinds)
+
+
+def _configure_proofs(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Arguments of the light client: `node.light`."""
+    text = "check a proof file, offline: from the genesis through every hand-over to a final block and a receipt in it"
+    proof = kinds.add_parser("proof", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    proof.add_argument("file", type=Path, metavar="FILE", help="the file that `make-proof` wrote")
+    proof.add_argument("--genesis", type=Path, required=True, metavar="FILE", help="the chain's genesis.json")
+    add_json_argument(proof)
+    add_example(proof, "openledger verify proof receipt.proof --genesis genesis.json")
+    proof.set_defaults(run=run_proof)
+    text = "write a proof file of the newest final block, and of a transaction's receipt, from a stopped node's home"
+    make = kinds.add_parser("make-proof", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    make.add_argument("tx", nargs="?", type=hex_argument(32), metavar="TX", help="a transaction's hash")
+    make.add_argument(
+        "--file", type=Path, required=True, metavar="FILE", help="where to write; never overwritten"
+    )
+    add_home_argument(make, "home of the node, which must not run")
+    add_json_argument(make)
+    add_example(make, "openledger verify make-proof 4bf5...e1 --home ~/.openledger --file receipt.proof")
+    make.set_defaults(run=run_make_proof)
+
+
+def run_proof(parsed: argparse.Namespace) -> int:
+    """Check a proof file against a genesis."""
+    from node.ledger.block import ReceiptStatus
+    from node.light import FILE_BYTES_MAX, light_proof_from_bytes, verify_light_proof
+    from node.signer.epoch import genesis_root
+    from node.startup import read_genesis
+
+    root = genesis_root(read_genesis(parsed.genesis))
+    try:
+        with parsed.file.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise UsageError(f"{parsed.file}: {error.strerror}") from error
+    shown = verify_light_proof(root, light_proof_from_bytes(data))
+    document: dict[str, object] = {
+        "chain_id": shown.header.chain_id.hex(),
+        "epoch": shown.validators.epoch,
+        "validators": len(shown.validators),
+        "validators_hash": shown.validators.hash.hex(),
+        "height": shown.header.height,
+        "block_hash": shown.block_id.hex(),
+        "timestamp_ms": shown.header.timestamp_ms,
+    }
+    if shown.receipt is not None:
+        document |= {
+            "receipt_height": shown.receipt_height,
+            "subject": shown.receipt.subject.hex(),
+            "status": ReceiptStatus(shown.receipt.status).name.lower(),
+            "code": shown.receipt.code,
+            "fee": shown.receipt.fee,
+        }
+    print_result(document, parsed.as_json, "proven")
+    return Exit.OK
+
+
+def run_make_proof(parsed: argparse.Namespace) -> int:
+    """Write a proof file."""
+    from node.home import write_new
+    from node.light import make_light_proof
+    from node.offline import open_offline
+
+    with open_offline(home_of(parsed)) as offline:
+        proof = make_light_proof(offline.store, offline.epochs, parsed.tx)
+    data = proof.to_bytes()
+    write_new(parsed.file.absolute(), data, mode=0o644)
+    document = {
+        "file": str(parsed.file),
+        "bytes": len(data),
+        "epoch": proof.header.epoch,
+        "height": proof.header.height,
+    }
+    print_result(document, parsed.as_json, "written")
+    return Exit.OK
 
 
 def _threads(text: str) -> int:

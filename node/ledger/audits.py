@@ -13,6 +13,10 @@ commit, so there is nothing to copy from. Openings stand across attempts. In a l
 who recomputed and change their mind) may commit and open again; since openings are public by then, an opening of
 attempt 1 or later counts for the quorum but earns nothing. So an audit can always still be settled, copying never
 pays, and those who opened in time lose nothing to those who did not.
+
+Everything is counted against the set in force when it is counted, not the one in which the audit began: a validator that
+left can no more be waited for, its openings no longer count (and are not paid), and one that came may commit and
+open in this attempt or the next. So no change of the set can lock a fee for ever.
 """
 
 from __future__ import annotations
@@ -64,8 +68,11 @@ def attest_commit(
     inference = _owed(overlay, env, sender, body.inference, body.attempt, InferenceStatus.COMMITTING)
     if inference.committed(sender) is not None:
         raise _not_owed("committed already", body.inference)
-    inference = replace(inference, commitments=(*inference.commitments, (sender, body.commitment)))
-    if len(_heard(inference)) == len(env.validators.validators):
+    # Who left the set since has no voice any more; without that a commitment or an opening could be one too many.
+    seated = env.validators.accounts
+    kept = tuple(entry for entry in inference.commitments if entry[0] in seated)
+    inference = replace(inference, commitments=(*kept, (sender, body.commitment)))
+    if seated <= _heard(inference):
         opening, deadline = _begin_openings(overlay, env, body.inference, inference)
         put_deadline(overlay, deadline)
         return [opening]
@@ -103,16 +110,18 @@ def attest_open(
     )
     if expected != commitment:
         raise InvalidTransactionError(InvalidCode.OPENING_MISMATCH, inference=body.inference)
-    inference = _note_opening(inference, sender, body.attempt, body.result())
+    inference = _note_opening(env.validators.accounts, inference, sender, body.attempt, body.result())
     overlay.put_record(INFERENCE + body.inference, inference)
-    if _all_opened(inference):
+    if _all_opened(env.validators.accounts, inference):
         put_deadline(overlay, Deadline(body.inference, 0, 0))
     return []
 
 
-def _note_opening(inference: Inference, account: bytes, attempt: int, result: AuditResult) -> Inference:
-    """Results no opening stands for any more are dropped, so that there are never more than validators."""
-    others = [entry for entry in inference.openings if entry.account != account]
+def _note_opening(
+    seated: frozenset[bytes], inference: Inference, account: bytes, attempt: int, result: AuditResult
+) -> Inference:
+    """Openings of accounts that left the set are dropped, and results that none stands for: never more than validators."""
+    others = [entry for entry in inference.openings if entry.account != account and entry.account in seated]
     voices = [(entry.account, entry.attempt, inference.results[entry.result]) for entry in others]
     voices.append((account, attempt, result))
     results: list[AuditResult] = []
@@ -123,9 +132,9 @@ def _note_opening(inference: Inference, account: bytes, attempt: int, result: Au
     return replace(inference, openings=openings, results=tuple(results))
 
 
-def _all_opened(inference: Inference) -> bool:
+def _all_opened(seated: frozenset[bytes], inference: Inference) -> bool:
     opened = {entry.account for entry in inference.openings if entry.attempt == inference.attempt}
-    return all(account in opened for account, _ in inference.commitments)
+    return all(account in opened for account, _ in inference.commitments if account in seated)
 
 
 def end_audits(overlay: Overlay, env: Environment) -> list[Receipt]:

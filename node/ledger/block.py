@@ -25,7 +25,7 @@ class ReceiptStatus(IntEnum):
 
 
 class SystemCode:
-    """Codes of `ReceiptStatus.SYSTEM` receipts; their subject is an inference (or an artefact, for the last two)."""
+    """Codes of `ReceiptStatus.SYSTEM` receipts; their subject is an inference, an artefact, an account or a set's hash."""
 
     DRAWN = "drawn"
     UNAUDITED = "unaudited"
@@ -37,6 +37,11 @@ class SystemCode:
     SLASHED_NO_REVEAL = "slashed-no-reveal"
     ACTIVATED = "activated"
     EXPIRED = "expired"
+    UNBONDED = "unbonded"
+    DISPLACED = "displaced"
+    SLASHED_EQUIVOCATION = "slashed-equivocation"
+    EPOCH_FROZEN = "epoch-frozen"
+    EPOCH_BEGAN = "epoch-began"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,8 @@ class Receipt:
 
     For a transaction: `subject` is its hash, `kind` its number (0 if its bytes did not decode), `code` empty or an error's code,
     `fee` the units that its sender paid (INVALID: that the batch's author paid). For the ledger's own steps: `subject` is an
-    inference or artefact, `kind` 0, `code` a `SystemCode`, `payouts` who got what out of escrow.
+    inference or artefact (of staking: an account, of epochs: the set's hash), `kind` 0, `code` a `SystemCode`, `payouts` who
+    got what out of escrow or of unbonded stake.
     """
 
     subject: bytes = field(metadata=fixed(32))
@@ -82,7 +88,9 @@ class BlockContext:
     """The header as the ledger sees it.
 
     `proposer` is a consensus key; `beacon_reveal` its 32-byte preimage, or empty where the block reveals none;
-    `executed_height` is the header's e: whoever proposed had executed, so seen committed, everything up to it.
+    `executed_height` is the header's e: whoever proposed had executed, so seen committed, everything up to it. `ends_epoch`
+    says that the header carries the next set's hash, `missed` are the consensus keys of the leaders of the rounds that
+    were skipped right before it, one for each round.
     """
 
     chain_id: bytes
@@ -93,6 +101,8 @@ class BlockContext:
     proposer: bytes
     beacon_reveal: bytes
     executed_height: int
+    ends_epoch: bool = False
+    missed: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,9 @@ class BlockOutcome:
 
     `changes` are in ascending order of key, None for a deleted one, and hold only keys whose value differs from before.
     `skipped` are digests of batches that were not executed (foreign author, bad signature, sequence used).
+    `receipts_encoded` are the receipts' bytes, the leaves under their root.
+    `next_validators_hash` is the consensus hash of the next epoch's set from the block that froze it up to the one before the
+    boundary, else empty.
     """
 
     height: int
@@ -112,3 +125,5 @@ class BlockOutcome:
     lthash: bytes
     state_digest: bytes
     skipped: tuple[bytes, ...]
+    next_validators_hash: bytes = b""
+    receipts_encoded: tuple[bytes, ...] = ()

@@ -10,9 +10,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from consensus.evidence import EVIDENCE_BYTES_MAX
 from node.ledger.errors import MalformedError
 from node.ledger.fields import U32_MAX, Rule, blob, fixed, many, nested, text, uint
 from node.ledger.openings import OPENING_BYTES_MAX, TOKENS_MAX, Voucher
+from node.ledger.peers import peer_id
 from node.ledger.records import RECORD_TOKENS_MAX, RECORDS_BYTES_MAX, RECORDS_MAX
 from node.ledger.results import (
     ADDRESS_BYTES,
@@ -31,6 +33,7 @@ RECIPE_BYTES_MAX = 4_096
 LICENCES_MAX = 16
 CONTRIBUTIONS_MAX = 512
 BLOB_BYTES_MAX = 1 << 40
+PEER_ID_BYTES_MAX = 128
 ATTEMPT_MAX = U32_MAX
 
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
@@ -196,6 +199,74 @@ class AttestOpen:
         self.result()
 
 
+@dataclass(frozen=True, slots=True)
+class ValidatorRegister:
+    """Become a candidate with `stake` units; `possession` is the consensus key's signature over chain and account.
+
+    The signature (`stakes.sign_possession`) keeps anybody from registering a key that is not theirs.
+    """
+
+    KIND: ClassVar[int] = 60
+    NAME: ClassVar[str] = "validator_register"
+    consensus_key: bytes = field(metadata=fixed(HASH_BYTES))
+    possession: bytes = field(metadata=fixed(SIGNATURE_BYTES))
+    peer_id: str = field(metadata=peer_id())
+    beacon_anchor: bytes = field(metadata=fixed(HASH_BYTES))
+    stake: int = field(metadata=uint(minimum=1))
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorBond:
+    """Add `amount` units to the sender's stake; it counts from the next set that is frozen."""
+
+    KIND: ClassVar[int] = 61
+    NAME: ClassVar[str] = "validator_bond"
+    amount: int = field(metadata=uint(minimum=1))
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorUnbond:
+    """Take `amount` units out of the sender's stake; paid out after the unbonding windows."""
+
+    KIND: ClassVar[int] = 62
+    NAME: ClassVar[str] = "validator_unbond"
+    amount: int = field(metadata=uint(minimum=1))
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorLeave:
+    """Stop being a validator: the whole stake unbonds, and the keys stay taken until it is paid out."""
+
+    KIND: ClassVar[int] = 63
+    NAME: ClassVar[str] = "validator_leave"
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorUnjail:
+    """Stand for the next set again after a slash, once the jail windows have passed."""
+
+    KIND: ClassVar[int] = 64
+    NAME: ClassVar[str] = "validator_unjail"
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorAnchor:
+    """Anchor a new hash chain for the beacon, effective with the next set that is frozen."""
+
+    KIND: ClassVar[int] = 65
+    NAME: ClassVar[str] = "validator_anchor"
+    beacon_anchor: bytes = field(metadata=fixed(HASH_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceSubmit:
+    """Report two signed statements of one consensus key that contradict each other (`consensus.evidence`)."""
+
+    KIND: ClassVar[int] = 70
+    NAME: ClassVar[str] = "evidence"
+    evidence: bytes = field(metadata=blob(EVIDENCE_BYTES_MAX))
+
+
 Body = (
     Transfer
     | DatanetCreate
@@ -208,6 +279,13 @@ Body = (
     | InferenceReveal
     | AttestCommit
     | AttestOpen
+    | ValidatorRegister
+    | ValidatorBond
+    | ValidatorUnbond
+    | ValidatorLeave
+    | ValidatorUnjail
+    | ValidatorAnchor
+    | EvidenceSubmit
 )
 
 BODIES: dict[int, type[Any]] = {
@@ -222,6 +300,13 @@ BODIES: dict[int, type[Any]] = {
     42: InferenceReveal,
     50: AttestCommit,
     51: AttestOpen,
+    60: ValidatorRegister,
+    61: ValidatorBond,
+    62: ValidatorUnbond,
+    63: ValidatorLeave,
+    64: ValidatorUnjail,
+    65: ValidatorAnchor,
+    70: EvidenceSubmit,
 }
 
 DUTY_KINDS = frozenset({Held.KIND, AttestCommit.KIND, AttestOpen.KIND})

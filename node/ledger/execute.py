@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
+from attribution.merkle import merkle_root
 from consensus.crypto import verify
 from node.ledger.accumulator import Accumulator, accumulator_root, append
 from node.ledger.admission import check_envelope
@@ -17,9 +19,10 @@ from node.ledger.batch import (
     verify_batch,
     verify_storage_receipt,
 )
-from node.ledger.block import BlockContext, BlockOutcome, Receipt, ReceiptStatus, receipts_root
+from node.ledger.block import BlockContext, BlockOutcome, Receipt, ReceiptStatus, encode_receipt
 from node.ledger.bodies import DUTY_KINDS, ContributionSubmit, InferenceReveal
 from node.ledger.environment import Environment
+from node.ledger.epochs import check_epoch, end_epoch, next_validators_hash
 from node.ledger.errors import (
     ExecutionError,
     FailedTransactionError,
@@ -30,6 +33,7 @@ from node.ledger.errors import (
 from node.ledger.lthash import apply_changes, state_digest
 from node.ledger.models import end_artefacts
 from node.ledger.money import credit, debit
+from node.ledger.reading import Read, read_transaction
 from node.ledger.results import TREASURY
 from node.ledger.serving import draw_audits
 from node.ledger.state import (
@@ -38,6 +42,7 @@ from node.ledger.state import (
     BATCHES,
     HEAD_KEY,
     PARAMS_KEY,
+    Account,
     BatchWindow,
     Head,
     Overlay,
@@ -48,13 +53,7 @@ from node.ledger.state import (
     get_params,
     get_validators,
 )
-from node.ledger.transaction import (
-    SignatureCheck,
-    Transaction,
-    decode_transaction,
-    hash_transaction_bytes,
-    verify_signature,
-)
+from node.ledger.transaction import SignatureCheck, Transaction, hash_transaction_bytes
 from node.ledger.transitions import TRANSITIONS
 
 
@@ -66,28 +65,34 @@ def execute_block(
     batches: Sequence[Batch],
     *,
     check: SignatureCheck = verify,
+    read: Read | None = None,
 ) -> BlockOutcome:
     """Apply one block to the state behind `reader` and return what changed; nothing is written.
 
     `lthash` (2,048 bytes) and `accumulator` are those after the previous block. `check` judges every signature and
-    may remember good ones (`consensus.crypto.Verifier`); it must answer as `consensus.crypto.verify` would.
+    may remember good ones (`consensus.crypto.Verifier`); it must answer as `consensus.crypto.verify` would. `read` reads
+    transactions as `reading.read_transaction` on this chain would, and may remember those that it read.
     Raises :class:`ExecutionError` where the caller's context does not follow the state; bad batches and
     transactions never raise.
     """
     overlay = Overlay(reader)
     env = _environment(overlay, accumulator, context, check)
+    check_epoch(overlay, env)
     receipts = draw_audits(overlay, env)
     skipped = []
+    read = read or partial(read_transaction, chain_id=context.chain_id)
     for batch in batches:
         if not _admit_batch(overlay, env, batch):
             skipped.append(batch_digest(batch, context.chain_id))
             continue
         for data, stored in batch.items:
-            receipts += _execute_transaction(overlay, env, batch.author, data, stored)
+            receipts += _execute_transaction(overlay, env, batch.author, data, stored, read)
     receipts += end_artefacts(overlay, env)
     receipts += end_audits(overlay, env)
+    receipts += end_epoch(overlay, env)
     overlay.put_record(HEAD_KEY, Head(context.height, context.timestamp_ms))
-    return _outcome(reader, overlay, lthash, accumulator, context, tuple(receipts), tuple(skipped))
+    outcome = _outcome(reader, overlay, lthash, accumulator, context, tuple(receipts), tuple(skipped))
+    return replace(outcome, next_validators_hash=next_validators_hash(overlay))
 
 
 def _environment(
@@ -128,36 +133,40 @@ def _admit_batch(overlay: Overlay, env: Environment, batch: Batch) -> bool:
 
 
 def _execute_transaction(
-    overlay: Overlay, env: Environment, author: bytes, data: bytes, stored: StorageReceipts
+    overlay: Overlay, env: Environment, author: bytes, data: bytes, stored: StorageReceipts, read: Read
 ) -> list[Receipt]:
     """One transaction's receipt, followed by those of the steps that it set off."""
-    tx_hash, kind = hash_transaction_bytes(data, env.context.chain_id), 0
+    kind, chain_id = 0, env.context.chain_id
     try:
-        transaction = decode_transaction(data)
+        known = read(data)
+        transaction = known.transaction
         kind = transaction.kind
-        check_envelope(overlay, env.params, transaction, len(data), env.context.chain_id, env.context.height)
+        check_envelope(overlay, env.params, transaction, len(data), chain_id, env.context.height)
         _check_storage(env, transaction, stored)
-        verify_signature(transaction, env.check)
-        return _perform(overlay, env, transaction, tx_hash)
+        if not env.check(*known.signed):
+            raise InvalidTransactionError(InvalidCode.BAD_SIGNATURE, sender=transaction.sender)
+        return _perform(overlay, env, transaction, known.tx_hash)
     except (MalformedError, InvalidTransactionError) as error:
         paid = _charge_author(overlay, env, author, len(data))
-        return [Receipt(tx_hash, ReceiptStatus.INVALID, kind, error.code, paid)]
+        return [
+            Receipt(hash_transaction_bytes(data, chain_id), ReceiptStatus.INVALID, kind, error.code, paid)
+        ]
 
 
 def _perform(overlay: Overlay, env: Environment, transaction: Transaction, tx_hash: bytes) -> list[Receipt]:
     """Take nonce and fee, then try the body on an overlay of its own."""
     sender, kind = transaction.sender, transaction.kind
     if kind not in DUTY_KINDS:
-        account = get_account(overlay, sender)
-        overlay.put_record(ACCOUNT + sender, replace(account, nonce=account.nonce + 1))
-        debit(overlay, sender, transaction.fee)
+        account = get_account(overlay, sender)  # `check_envelope` found that it can pay
+        paid = Account(account.balance - transaction.fee, account.nonce + 1)
+        overlay.put_record(ACCOUNT + sender, paid)
         credit(overlay, env.proposer_account, transaction.fee)
     attempt = Overlay(overlay)
     try:
         events = TRANSITIONS[kind](attempt, env, sender, transaction.body, tx_hash)
     except FailedTransactionError as error:
         return [Receipt(tx_hash, ReceiptStatus.FAILED, kind, error.code, transaction.fee)]
-    overlay.merge(attempt.changes)
+    overlay.merge(attempt)
     return [Receipt(tx_hash, ReceiptStatus.OK, kind, "", transaction.fee), *events]
 
 
@@ -206,7 +215,8 @@ def _outcome(
                 raise ExecutionError("parameters are set by the genesis alone", height=context.height)
             changes[key] = new
             differences.append((key, old, new))
-    root = receipts_root(receipts)
+    encoded = tuple([encode_receipt(receipt) for receipt in receipts])
+    root = merkle_root(encoded)
     accumulator = append(accumulator, root)
     lthash = apply_changes(lthash, differences)
     return BlockOutcome(
@@ -219,4 +229,5 @@ def _outcome(
         lthash,
         state_digest(lthash, context.chain_id),
         skipped,
+        receipts_encoded=encoded,
     )

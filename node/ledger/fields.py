@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from consensus.codec import decode, encode
 from consensus.errors import CodecError
@@ -18,6 +18,11 @@ from node.ledger.errors import MalformedError
 Check = Callable[[object, str], Any]
 Rule = Mapping[str, Check]
 T = TypeVar("T")
+
+SHORT_BYTES_MAX = 64
+SHORT_REMEMBERED_MAX = 16_384
+_short: dict[tuple[type[Any], bytes], object] = {}
+"""Short values as they are read, as accounts are, by their class and bytes, which say the same each time; some 5 MB."""
 
 U32_MAX = 2**32 - 1
 U63_MAX = 2**63 - 1
@@ -107,38 +112,62 @@ def nested(cls: type[Any]) -> Rule:
     return _rule(check)
 
 
+_PLAIN = frozenset({int, bytes, str, bool, type(None)})
 _known: dict[type[Any], tuple[tuple[str, Check], ...]] = {}
+# By class and where it stands: both are named by the code, so there are few.
+_placed: dict[tuple[type[Any], str], tuple[tuple[str, Check], ...]] = {}
 
 
 def _checks(cls: type[Any]) -> tuple[tuple[str, Check], ...]:
-    if cls not in _known:
-        _known[cls] = tuple((entry.name, entry.metadata["check"]) for entry in dataclasses.fields(cls))
-    return _known[cls]
+    known = _known.get(cls)
+    if known is None:
+        known = tuple((entry.name, entry.metadata["check"]) for entry in dataclasses.fields(cls))
+        _known[cls] = known
+    return known
+
+
+def _checks_at(cls: type[Any], where: str) -> tuple[tuple[str, Check], ...]:
+    """The checks of a class's fields, each with the name that an error gives the field there."""
+    placed = _placed.get((cls, where))
+    if placed is None:
+        placed = tuple((f"{where}.{name}", check) for name, check in _checks(cls))
+        _placed[cls, where] = placed
+    return placed
 
 
 def pack(value: object) -> object:
     """The canonical list form of a dataclass, with tuples as lists."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind in _known:
+        return [
+            entry if type(entry := getattr(value, name)) in _PLAIN else pack(entry)
+            for name, _ in _known[kind]
+        ]
     if isinstance(value, tuple):
         return [pack(entry) for entry in value]
+    if isinstance(value, IntEnum):
+        return int(value)
     if dataclasses.is_dataclass(value):
-        return [pack(getattr(value, name)) for name, _ in _checks(type(value))]
-    return int(value) if isinstance(value, IntEnum) else value
+        return [pack(getattr(value, name)) for name, _ in _checks(kind)]
+    return value
 
 
 def unpack(cls: type[T], value: object, where: str = "") -> T:
     """Build ``cls`` from its list form; its own ``__post_init__`` may refuse further with :class:`MalformedError`."""
     where = where or cls.__name__
-    checks = _checks(cls)
+    checks = _checks_at(cls, where)
     if not isinstance(value, list | tuple) or len(value) != len(checks):
         raise MalformedError(f"{where}: not a list of {len(checks)} fields", where)
-    return cls(*[check(entry, f"{where}.{name}") for (name, check), entry in zip(checks, value, strict=True)])
+    return cls(*[check(entry, name) for (name, check), entry in zip(checks, value, strict=True)])
 
 
 def validate(value: T) -> T:
     """Check a dataclass built in memory by the same rules as a decoded one; raises :class:`MalformedError`."""
     cls = type(value)
-    for name, check in _checks(cls):
-        check(getattr(value, name), f"{cls.__name__}.{name}")
+    for (name, _), (where, check) in zip(_checks(cls), _checks_at(cls, cls.__name__), strict=True):
+        check(getattr(value, name), where)
     return value
 
 
@@ -148,8 +177,16 @@ def to_bytes(value: object) -> bytes:
 
 
 def from_bytes(cls: type[T], data: bytes, bytes_max: int) -> T:
-    """Decode canonical bytes into ``cls``; raises :class:`MalformedError` for anything else."""
-    return unpack(cls, decode_list(data, bytes_max, cls.__name__))
+    """Decode canonical bytes into ``cls``, which is frozen; raises :class:`MalformedError` for anything else."""
+    if len(data) > min(SHORT_BYTES_MAX, bytes_max):
+        return unpack(cls, decode_list(data, bytes_max, cls.__name__))
+    known = _short.get((cls, data))
+    if known is None:
+        known = unpack(cls, decode_list(data, bytes_max, cls.__name__))
+        if len(_short) >= SHORT_REMEMBERED_MAX:
+            _short.clear()  # at once: several threads read and write here
+        _short[cls, data] = known
+    return cast("T", known)
 
 
 def decode_list(data: bytes, bytes_max: int, where: str) -> object:

@@ -32,6 +32,7 @@ from node.ledger.params import (
     params_to_dict,
 )
 from node.ledger.results import ADDRESS_BYTES, HASH_BYTES, TREASURY
+from node.ledger.stakes import genesis_stakes
 from node.ledger.state import (
     ACCOUNT,
     BASE,
@@ -98,6 +99,10 @@ def make_genesis(
     _check_distinct("bases", list(genesis.bases))
     if any(entry.account == TREASURY for entry in genesis.validators):
         raise GenesisError("a validator's account is the treasury", "validators.account")
+    if any(entry.leader_weight for entry in genesis.validators):
+        raise GenesisError("leaders of the first epoch take turns by stake", "validators.leader_weight")
+    if params.epoch_heights and min(entry.stake for entry in genesis.validators) < params.stake_min:
+        raise GenesisError(f"a stake below stake_min, {params.stake_min} units", "validators.stake")
     if supply_total(genesis) > AMOUNT_MAX:
         raise GenesisError(f"more than {AMOUNT_MAX} units in all", "accounts")
     return genesis
@@ -131,7 +136,9 @@ def genesis_state(genesis: Genesis) -> dict[bytes, bytes]:
         records[ACCOUNT + address] = Account(balance)
     for base in genesis.bases:
         records[BASE + base] = BaseModel(ArtefactStatus.ACTIVE, TREASURY, "genesis", 0)
-    return {key: to_bytes(record) for key, record in records.items()}
+    if genesis.params.epoch_heights:
+        records |= genesis_stakes(ValidatorSet(genesis.validators), genesis.timestamp_ms)
+    return {key: record if isinstance(record, bytes) else to_bytes(record) for key, record in records.items()}
 
 
 def genesis_to_dict(genesis: Genesis) -> dict[str, object]:

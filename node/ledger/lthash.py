@@ -8,7 +8,8 @@ bits at these parameters. The digest in headers is the 32-byte digest of the 2,0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from blake3 import blake3
@@ -21,26 +22,42 @@ LANES = 1_024
 LTHASH_BYTES = 2 * LANES
 EMPTY_LTHASH = bytes(LTHASH_BYTES)
 
+EXPANSIONS_REMEMBERED_MAX = 4_096
+"""What an account was is subtracted when it changes again: the expansion that was added then is often still here (10 MB)."""
+
+SUMMED_AT_ONCE = 64
+"""Expansions joined for one sum: 128 KiB, which stay in the processor's cache."""
+
 _DOMAIN = b"openledger/state-entry/v1\0"
 _LANE = np.dtype("<u2")
 
 
-def _lanes(key: bytes, value: bytes) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+@lru_cache(maxsize=EXPANSIONS_REMEMBERED_MAX)
+def _expand(key: bytes, value: bytes) -> bytes:
     expanded: bytes = blake3(_DOMAIN + encode([key, value])).digest(length=LTHASH_BYTES)
-    return np.frombuffer(expanded, dtype=_LANE)
+    return expanded
+
+
+def _sum(pairs: Sequence[tuple[bytes, bytes]]) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+    """Lane-wise sum of the pairs' expansions; numpy's unsigned array arithmetic is modulo 2^16 by definition."""
+    lanes = np.zeros(LANES, dtype=_LANE)
+    for at in range(0, len(pairs), SUMMED_AT_ONCE):
+        rows = b"".join([_expand(key, value) for key, value in pairs[at : at + SUMMED_AT_ONCE]])
+        lanes += np.frombuffer(rows, dtype=_LANE).reshape(-1, LANES).sum(axis=0, dtype=_LANE)
+    return lanes
 
 
 def apply_changes(lthash: bytes, changes: Iterable[tuple[bytes, bytes | None, bytes | None]]) -> bytes:
     """The hash (2,048 bytes) after changes given as (key, old value or None, new value or None)."""
     if len(lthash) != LTHASH_BYTES:
         raise MalformedError(f"an LtHash has {LTHASH_BYTES} bytes", "lthash")
-    lanes = np.frombuffer(lthash, dtype=_LANE).copy()
+    gone, come = [], []
     for key, old, new in changes:
-        # numpy's unsigned array arithmetic is modulo 2^16 by definition
         if old is not None:
-            lanes -= _lanes(key, old)
+            gone.append((key, old))
         if new is not None:
-            lanes += _lanes(key, new)
+            come.append((key, new))
+    lanes = np.frombuffer(lthash, dtype=_LANE) + _sum(come) - _sum(gone)
     return lanes.tobytes()
 
 

@@ -145,13 +145,16 @@ def _hold(
 ) -> list[Receipt]:
     if sender in record.held or record.status == ArtefactStatus.EXPIRED:
         raise _not_owed("held already, or expired", artefact)
-    record = replace(record, held=(*record.held, sender))
+    # Who left the set holds nothing for it: the list stays no longer than a set.
+    seated = env.validators.accounts
+    held = (*(account for account in record.held if account in seated), sender)
+    record = replace(record, held=held)
     events = []
     if record.status == ArtefactStatus.PENDING and env.validators.is_quorum(frozenset(record.held)):
         record = _activate(overlay, artefact, record)
         active = record.status == ArtefactStatus.ACTIVE
         events.append(event(artefact, SystemCode.ACTIVATED if active else SystemCode.EXPIRED))
-    if record.status == ArtefactStatus.EXPIRED or len(record.held) == len(env.validators.validators):
+    if record.status == ArtefactStatus.EXPIRED or len(record.held) == len(seated):
         _forget(overlay, artefact)
     overlay.put_record(key, record)
     return events

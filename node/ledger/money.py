@@ -9,14 +9,14 @@ from node.ledger.block import Receipt
 from node.ledger.bodies import Transfer
 from node.ledger.environment import Environment
 from node.ledger.errors import ExecutionError, FailedTransactionError, FailureCode
-from node.ledger.state import ACCOUNT, SUPPLY_KEY, Overlay, Supply, get_account, get_supply
+from node.ledger.state import ACCOUNT, SUPPLY_KEY, Account, Overlay, Supply, get_account, get_supply
 
 
 def credit(overlay: Overlay, address: bytes, amount: int) -> None:
     """Add `amount` to a free balance."""
     if amount:
         account = get_account(overlay, address)
-        overlay.put_record(ACCOUNT + address, replace(account, balance=account.balance + amount))
+        overlay.put_record(ACCOUNT + address, Account(account.balance + amount, account.nonce))
 
 
 def debit(overlay: Overlay, address: bytes, amount: int) -> None:
@@ -26,7 +26,7 @@ def debit(overlay: Overlay, address: bytes, amount: int) -> None:
         raise FailedTransactionError(
             FailureCode.INSUFFICIENT_BALANCE, account=address, balance=account.balance, needed=amount
         )
-    overlay.put_record(ACCOUNT + address, replace(account, balance=account.balance - amount))
+    overlay.put_record(ACCOUNT + address, Account(account.balance - amount, account.nonce))
 
 
 def put_supply(overlay: Overlay, supply: Supply) -> None:
@@ -74,6 +74,31 @@ def burn_bond(overlay: Overlay, amount: int) -> None:
         overlay,
         replace(
             supply, total=supply.total - amount, burned=supply.burned + amount, bonded=supply.bonded - amount
+        ),
+    )
+
+
+def lock_stake(overlay: Overlay, account: bytes, amount: int) -> None:
+    """Move units from a free balance into stakes."""
+    debit(overlay, account, amount)
+    supply = get_supply(overlay)
+    put_supply(overlay, replace(supply, staked=supply.staked + amount))
+
+
+def return_stake(overlay: Overlay, account: bytes, amount: int) -> None:
+    """Move units out of stakes into a free balance."""
+    supply = get_supply(overlay)
+    put_supply(overlay, replace(supply, staked=supply.staked - amount))
+    credit(overlay, account, amount)
+
+
+def burn_stake(overlay: Overlay, amount: int) -> None:
+    """Destroy staked units, like `burn_bond`."""
+    supply = get_supply(overlay)
+    put_supply(
+        overlay,
+        replace(
+            supply, total=supply.total - amount, burned=supply.burned + amount, staked=supply.staked - amount
         ),
     )
 

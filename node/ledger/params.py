@@ -21,10 +21,13 @@ PPM = 10**6
 PPB = 10**9
 AMOUNT_MAX = 2**63 - 1
 PARAMS_BYTES_MAX = 4096
+EPOCHS_KEPT_MAX = 2048
+"""Ended epochs that are remembered while stake of them unbonds: `check_params` keeps the windows within it."""
 
 _FEE = uint(10**6 * OPEN)
 _SPLIT = uint(PPM)
 _HEIGHTS = uint(10**7, 1)
+_HEIGHTS_OR_OFF = uint(10**7)
 _MILLISECONDS = uint(366 * 86_400_000)
 
 
@@ -74,6 +77,30 @@ class Params:
     attribution_floor_ppm: int = field(default=120_000, metadata=_SPLIT)
     """Cosine, in ppm, that a record's score must exceed before it is paid."""
 
+    epoch_heights: int = field(default=0, metadata=_HEIGHTS_OR_OFF)
+    """Least length of an epoch; 0: one epoch for ever, and no staking transaction succeeds."""
+    epoch_ms: int = field(default=0, metadata=_MILLISECONDS)
+    snapshot_heights: int = field(default=0, metadata=_HEIGHTS_OR_OFF)
+    """Distance of snapshots of the state; 0: none."""
+    unbonding_heights: int = field(default=0, metadata=_HEIGHTS_OR_OFF)
+    """From the end of the last epoch that a stake secured to its return."""
+    unbonding_ms: int = field(default=0, metadata=_MILLISECONDS)
+    evidence_heights: int = field(default=0, metadata=_HEIGHTS_OR_OFF)
+    """From the end of the offence's epoch; never longer than the unbonding, so that there is stake to slash."""
+    evidence_ms: int = field(default=0, metadata=_MILLISECONDS)
+    jail_heights: int = field(default=0, metadata=_HEIGHTS_OR_OFF)
+    jail_ms: int = field(default=0, metadata=_MILLISECONDS)
+    stake_min: int = field(default=0, metadata=uint(AMOUNT_MAX))
+    slash_equivocation_ppm: int = field(default=0, metadata=_SPLIT)
+    """Part of a stake that one epoch's conflicting signatures burn, in ppm."""
+    fee_validator_register: int = field(default=10_000_000, metadata=_FEE)
+    fee_validator_bond: int = field(default=100_000, metadata=_FEE)
+    fee_validator_unbond: int = field(default=100_000, metadata=_FEE)
+    fee_validator_leave: int = field(default=100_000, metadata=_FEE)
+    fee_validator_unjail: int = field(default=1_000_000, metadata=_FEE)
+    fee_validator_anchor: int = field(default=1_000_000, metadata=_FEE)
+    fee_evidence: int = field(default=100_000, metadata=_FEE)
+
 
 DEFAULTS = Params()
 
@@ -93,7 +120,29 @@ def check_params(params: Params) -> Params:
     )
     if split != PPM:
         raise ParameterError(f"the four splits sum to {split} ppm, not {PPM}", "split_owner_ppm")
+    _check_staking(params)
     return params
+
+
+def _check_staking(params: Params) -> None:
+    """Rules between epochs, evidence and unbonding."""
+    for name, evidence, unbonding in (
+        ("evidence_heights", params.evidence_heights, params.unbonding_heights),
+        ("evidence_ms", params.evidence_ms, params.unbonding_ms),
+    ):
+        if evidence > unbonding:
+            raise ParameterError("evidence would come after the stake is gone", name)
+    if not params.epoch_heights:
+        return
+    if not params.stake_min:
+        raise ParameterError("with epochs a validator needs a least stake", "stake_min")
+    # An epoch takes at least epoch_heights and epoch_ms, so no more of them than this end within a window.
+    heights = -(-params.unbonding_heights // params.epoch_heights)
+    times = -(-params.unbonding_ms // params.epoch_ms) if params.epoch_ms else params.unbonding_ms
+    if heights > EPOCHS_KEPT_MAX - 2:
+        raise ParameterError(f"over {EPOCHS_KEPT_MAX - 2} epochs long", "unbonding_heights")
+    if times > EPOCHS_KEPT_MAX - 2:
+        raise ParameterError(f"over {EPOCHS_KEPT_MAX - 2} epochs long", "unbonding_ms")
 
 
 def params_from_dict(values: Mapping[str, object]) -> Params:

@@ -28,12 +28,14 @@ from node.ledger.state import (
     InferenceStatus,
     Overlay,
     Provider,
+    Reveal,
     VoucherSequence,
     get_adapter,
     get_deadlines,
     get_draws,
     get_inference,
     get_provider,
+    get_reveal,
     get_voucher_sequence,
 )
 
@@ -153,7 +155,7 @@ def draw_audits(overlay: Overlay, env: Environment) -> list[Receipt]:
     context = env.context
     if not context.beacon_reveal:
         return []
-    overlay.put(BEACON + context.proposer, context.beacon_reveal)
+    _note_reveal(overlay, env)
     groups, events, waiting = get_draws(overlay), [], []
     deadlines = list(get_deadlines(overlay, AUDITS_KEY))
     for group in groups:
@@ -170,11 +172,21 @@ def draw_audits(overlay: Overlay, env: Environment) -> list[Receipt]:
     return events
 
 
-def _mix(env: Environment, group: DrawGroup) -> DrawGroup:
-    mix = digest("beacon-mix", group.mix + env.context.beacon_reveal, env.context.chain_id)
+def _note_reveal(overlay: Overlay, env: Environment) -> None:
+    """Count the reveal on its chain: another anchor is another chain, and begins anew."""
     proposer = env.context.proposer
-    known = group.proposers if proposer in group.proposers else (*group.proposers, proposer)
-    return replace(group, mix=mix, proposers=known)
+    entry, known = env.validators.by_consensus_key(proposer), get_reveal(overlay, proposer)
+    anchor = entry.beacon_anchor if entry else bytes(32)
+    count = known.count if known is not None and known.anchor == anchor else 0
+    overlay.put_record(BEACON + proposer, Reveal(count + 1, env.context.beacon_reveal, anchor))
+
+
+def _mix(env: Environment, group: DrawGroup) -> DrawGroup:
+    """Mix the reveal in. Proposers that are validators no more are left out, so that a set's size bounds the group."""
+    mix = digest("beacon-mix", group.mix + env.context.beacon_reveal, env.context.chain_id)
+    keys = {entry.consensus_key for entry in env.validators.validators}
+    known = tuple(key for key in group.proposers if key in keys and key != env.context.proposer)
+    return replace(group, mix=mix, proposers=(*known, env.context.proposer))
 
 
 def _enough_proposers(env: Environment, proposers: tuple[bytes, ...]) -> bool:

@@ -14,14 +14,15 @@ short prefix, a slash and an identifier, so that a store can list one kind of re
 | ``s/`` user, provider | `VoucherSequence`: highest sequence recorded |
 | ``i/`` inference id | `Inference` |
 | ``w/`` account | `BatchWindow`: which of a validator's batches were executed |
-| ``k/`` consensus key | last beacon reveal (32 bytes) |
+| ``k/`` consensus key | `Reveal`: how many beacon preimages of which chain were revealed, and the last |
 | ``g/params`` ``g/supply`` ``g/validators`` ``g/head`` | `Params`, `Supply`, `ValidatorSet`, `Head` |
 | ``q/draws`` ``q/audits`` ``q/artefacts`` | bounded indices of what is pending; nothing ever scans the state |
+
+What staking and epochs add is in `node.ledger.stakes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -41,7 +42,6 @@ VALIDATORS_MAX = 128
 VALUE_BYTES_MAX = 16 << 20
 """No value comes near it: the indices are bounded by `OPEN_MAX`, an inference's results by validators and shares."""
 
-PEER_ID_BYTES_MAX = 128
 CONTRIBUTIONS_PER_DATANET_MAX = 2**40
 BATCH_WINDOW = 256
 OPEN_MAX = 2_048
@@ -82,16 +82,26 @@ class ValidatorEntry:
 
     consensus_key: bytes = field(metadata=_HASH)
     account: bytes = field(metadata=_ADDRESS)
-    peer_id: str = field(metadata=text(PEER_ID_BYTES_MAX))
+    peer_id: str = field(metadata=text(bodies.PEER_ID_BYTES_MAX))
     stake: int = field(metadata=uint(minimum=1))
     beacon_anchor: bytes = field(metadata=_HASH)
+    leader_weight: int = field(default=0, metadata=_UINT)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidatorSet:
-    """Validators in ascending order of consensus key."""
+    """Validators in ascending order of consensus key, and the seed from which their leaders are drawn.
+
+    Under a seed of zeros leaders take turns by stake; under another one they are drawn by `leader_weight`.
+    """
 
     validators: tuple[ValidatorEntry, ...] = field(metadata=many(nested(ValidatorEntry), VALIDATORS_MAX, 1))
+    seed: bytes = field(default=bytes(HASH_BYTES), metadata=_HASH)
+
+    @property
+    def accounts(self) -> frozenset[bytes]:
+        """The validators' accounts."""
+        return frozenset(entry.account for entry in self.validators)
 
     @property
     def stake_total(self) -> int:
@@ -231,6 +241,7 @@ class Role(IntEnum):
     UNATTRIBUTED = 5
     ABSENT_VALIDATOR = 6
     REFUND = 7
+    STAKE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +329,15 @@ class BatchWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class Reveal:
+    """Of a validator's hash chain that ends in `anchor`: the number of preimages revealed, and the last (the anchor before the first)."""
+
+    count: int = field(metadata=_UINT)
+    last: bytes = field(metadata=_HASH)
+    anchor: bytes = field(metadata=_HASH)
+
+
+@dataclass(frozen=True, slots=True)
 class DrawGroup:
     """Inferences recorded at one height, and the beacon reveals mixed for them so far."""
 
@@ -359,33 +379,67 @@ class StateReader(Protocol):
 
 
 class Overlay:
-    """Writes on top of a reader; a transaction's overlay is merged into its block's only if it succeeds."""
+    """Writes on top of a reader; a transaction's overlay is merged into its block's only if it succeeds.
 
-    __slots__ = ("_base", "changes")
+    A block writes some accounts hundreds of times, so they are kept as they are and encoded once, when their bytes are asked for.
+    """
+
+    __slots__ = ("_accounts", "_base", "_changes")
 
     def __init__(self, base: StateReader) -> None:
         self._base = base
-        self.changes: dict[bytes, bytes | None] = {}
+        self._changes: dict[bytes, bytes | None] = {}
+        self._accounts: dict[bytes, Account] = {}  # written, and not in `_changes` yet
+
+    @property
+    def changes(self) -> dict[bytes, bytes | None]:
+        """Everything that was written here, by key; None for what was removed."""
+        for key in tuple(self._accounts):
+            self._encode(key)
+        return self._changes
 
     def get(self, key: bytes) -> bytes | None:
         """The value under `key`, the latest write first."""
-        return self.changes[key] if key in self.changes else self._base.get(key)
+        if key in self._accounts:
+            self._encode(key)
+        return self._changes[key] if key in self._changes else self._base.get(key)
+
+    def account(self, key: bytes) -> Account | None:
+        """The account under `key`, the latest write first; None where there is none."""
+        written = self._accounts.get(key)
+        if written is not None:
+            return written
+        if key not in self._changes and isinstance(self._base, Overlay):
+            return self._base.account(key)
+        data = self.get(key)
+        return None if data is None else from_bytes(Account, data, VALUE_BYTES_MAX)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write a value."""
-        self.changes[key] = value
+        self._accounts.pop(key, None)
+        self._changes[key] = value
 
     def put_record(self, key: bytes, record: object) -> None:
         """Write a dataclass in its canonical form."""
-        self.changes[key] = to_bytes(record)
+        if type(record) is Account:
+            self._accounts[key] = record
+        else:
+            self.put(key, to_bytes(record))
 
     def delete(self, key: bytes) -> None:
         """Remove a key."""
-        self.changes[key] = None
+        self._accounts.pop(key, None)
+        self._changes[key] = None
 
-    def merge(self, child: Mapping[bytes, bytes | None]) -> None:
+    def merge(self, child: Overlay) -> None:
         """Take over the writes of an overlay made on this one."""
-        self.changes.update(child)
+        for key in child._changes:
+            self._accounts.pop(key, None)
+        self._changes.update(child._changes)
+        self._accounts.update(child._accounts)
+
+    def _encode(self, key: bytes) -> None:
+        self._changes[key] = to_bytes(self._accounts.pop(key))
 
 
 StateWriter = Overlay
@@ -399,7 +453,9 @@ def read(reader: StateReader, key: bytes, cls: type[T]) -> T | None:
 
 def get_account(reader: StateReader, address: bytes) -> Account:
     """An account; one that was never touched has nothing."""
-    return read(reader, ACCOUNT + address, Account) or Account()
+    key = ACCOUNT + address
+    found = reader.account(key) if isinstance(reader, Overlay) else read(reader, key, Account)
+    return found or Account()
 
 
 def get_datanet(reader: StateReader, datanet: bytes) -> Datanet | None:
@@ -443,9 +499,9 @@ def get_batch_window(reader: StateReader, author: bytes) -> BatchWindow:
     return read(reader, BATCHES + author, BatchWindow) or BatchWindow()
 
 
-def get_beacon_reveal(reader: StateReader, consensus_key: bytes) -> bytes | None:
-    """The last beacon preimage that this validator revealed in an executed block; None before its first."""
-    return reader.get(BEACON + consensus_key)
+def get_reveal(reader: StateReader, consensus_key: bytes) -> Reveal | None:
+    """What this validator revealed of its hash chain in executed blocks; None before its first."""
+    return read(reader, BEACON + consensus_key, Reveal)
 
 
 def get_deadlines(reader: StateReader, key: bytes) -> tuple[Deadline, ...]:

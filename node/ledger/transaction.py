@@ -31,6 +31,26 @@ ENVELOPE_BYTES_MAX = 192
 """Most bytes that everything but the body can take."""
 
 
+_FEES = {
+    1: "fee_transfer",
+    10: "fee_datanet_create",
+    20: "fee_contribution",
+    30: "fee_base_register",
+    31: "fee_adapter_publish",
+    40: "fee_provider_bond",
+    41: "fee_inference_record",
+    42: "fee_inference_reveal",
+    60: "fee_validator_register",
+    61: "fee_validator_bond",
+    62: "fee_validator_unbond",
+    63: "fee_validator_leave",
+    64: "fee_validator_unjail",
+    65: "fee_validator_anchor",
+    70: "fee_evidence",
+}
+"""Parameter that holds a kind's fee; duties have none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """A transaction. `fee` is in units; `valid_until` is the last height at which it may execute."""
@@ -109,17 +129,9 @@ def transaction_hash(transaction: Transaction) -> bytes:
 
 def fee_required(params: Params, kind: int, size_bytes: int) -> int:
     """Least fee, in units, of a transaction of this kind and size; 0 for duties."""
-    by_kind = {
-        1: params.fee_transfer,
-        10: params.fee_datanet_create,
-        20: params.fee_contribution,
-        30: params.fee_base_register,
-        31: params.fee_adapter_publish,
-        40: params.fee_provider_bond,
-        41: params.fee_inference_record,
-        42: params.fee_inference_reveal,
-    }
-    return by_kind[kind] + params.fee_per_byte * size_bytes if kind in by_kind else 0
+    name = _FEES.get(kind)
+    fee: int = 0 if name is None else getattr(params, name) + params.fee_per_byte * size_bytes
+    return fee
 
 
 def fee_estimate(params: Params, body: Body) -> int:

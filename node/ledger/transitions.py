@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from node.ledger import audits, data, models, money, serving
+from node.ledger import audits, data, evidence, models, money, serving, staking
 from node.ledger.block import Receipt
 from node.ledger.environment import Environment
 from node.ledger.state import Overlay
@@ -29,4 +29,11 @@ TRANSITIONS: dict[int, Transition] = {
     42: serving.reveal_inference,
     50: audits.attest_commit,
     51: audits.attest_open,
+    60: staking.register_validator,
+    61: staking.add_stake,
+    62: staking.unbond_stake,
+    63: staking.leave,
+    64: staking.unjail,
+    65: staking.anchor_anew,
+    70: evidence.submit_evidence,
 }

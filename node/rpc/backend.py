@@ -7,6 +7,7 @@ methods must not block for longer than a point lookup.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -143,6 +144,10 @@ class Backend(Protocol):
         Raises: `node.ledger` errors (bad bytes, signature, nonce, expiry, fee), `node.errors.MempoolFull`,
         `MempoolSenderFull`, `TransactionUnderpriced`, `NotReady`.
         """
+        ...
+
+    async def submit_transactions(self, raws: Sequence[bytes]) -> list[bytes | Exception]:
+        """`submit_transaction` for several, in their order: a hash, or what it would raise, for each."""
         ...
 
     async def put_blob(self, data: bytes) -> bytes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any
 
-from node.ledger import state
+from node.ledger import stakes, state
 from node.ledger.queries import datanet_contributions
 from node.ledger.transaction import TRANSACTION_BYTES_MAX
 from node.rpc import shapes, views
@@ -61,6 +61,11 @@ async def _tx_submit(backend: Backend, arguments: Arguments) -> shapes.Submitted
     return {"tx_hash": tx_hash.hex()}
 
 
+async def _tx_submit_many(backend: Backend, arguments: Sequence[Arguments]) -> list[object]:
+    taken = await backend.submit_transactions([_bytes(given, "tx") for given in arguments])
+    return [row if isinstance(row, Exception) else {"tx_hash": row.hex()} for row in taken]
+
+
 async def _tx(backend: Backend, arguments: Arguments) -> shapes.Transaction:
     tx_hash = _bytes(arguments, "hash")
     view = backend.transaction(tx_hash)
@@ -76,7 +81,19 @@ async def _account(backend: Backend, arguments: Arguments) -> shapes.Account:
 
 
 async def _validators(backend: Backend, _arguments: Arguments) -> shapes.Validators:
-    return views.validators_view(state.get_validators(backend.reader()))
+    reader = backend.reader()
+    return views.validators_view(state.get_validators(reader), stakes.get_epoch(reader).number)
+
+
+async def _epoch(backend: Backend, _arguments: Arguments) -> shapes.Epoch:
+    reader = backend.reader()
+    frozen = stakes.get_next_validators(reader)
+    return views.epoch_view(stakes.get_epoch(reader), frozen, stakes.get_candidates(reader))
+
+
+async def _stake(backend: Backend, arguments: Arguments) -> shapes.Stake:
+    address = _bytes(arguments, "address")
+    return views.stake_view(address, stakes.get_stake(backend.reader(), address))
 
 
 async def _datanet(backend: Backend, arguments: Arguments) -> shapes.Datanet:
@@ -221,10 +238,13 @@ METHODS: dict[str, Method] = {
             _tx_submit,
             shapes.SubmittedTransaction,
             _SUBMIT_CODES,
+            _tx_submit_many,
         ),
         _lookup("tx", "a pending or committed transaction", (_HASH,), _tx, shapes.Transaction),
         Method("account", "balance and nonce of an account", (_ADDRESS,), _account, shapes.Account),
         Method("validators", "the validators in force and their stake", (), _validators, shapes.Validators),
+        Method("epoch", "the epoch in progress, the next set, the candidates", (), _epoch, shapes.Epoch),
+        Method("stake", "an account's registration as a validator", (_ADDRESS,), _stake, shapes.Stake),
         _lookup("datanet", "a datanet with its first contributions", (_ID,), _datanet, shapes.Datanet),
         _lookup(
             "datanet_contributions",

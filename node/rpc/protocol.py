@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,6 +20,8 @@ from node.rpc.params import Param, parse_params
 
 _log = structlog.get_logger("rpc")
 
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
 Arguments = Mapping[str, bytes | int]
 Observer = Callable[[str, str, float], None]
 """Told of each call: method ("unknown" where there is none of that name), code's name ("OK"), seconds it took."""
@@ -29,13 +31,16 @@ _ID_LENGTH_MAX = 256
 # inside strings count too; blobs and transactions, the only long strings, are hex.
 _VALUES_MAX = 65536
 _UNKNOWN = "unknown"
+_TOGETHER_MAX = 64
+"""Calls of a batch that are answered together, where their method can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """One RPC method: name, one line of what it answers, parameters, and the function that answers.
 
-    ``result`` is the annotation of what it answers (one of `node.rpc.shapes`), ``codes`` are the errors of its own.
+    ``result`` is the annotation of what it answers (one of `node.rpc.shapes`), ``codes`` are the errors of its own. With
+    ``handle_many``, calls that follow one another in a batch are answered together: a result or an exception for each.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Method:
     handle: Callable[[Backend, Arguments], Awaitable[object]]
     result: Any
     codes: tuple[Code, ...] = ()
+    handle_many: Callable[[Backend, Sequence[Arguments]], Awaitable[Sequence[object]]] | None = None
 
 
 def _nothing_observed(_method: str, _code: str, _seconds: float) -> None:
@@ -101,16 +107,84 @@ async def _answer_batch(
         {"bytes_max": response_bytes_max},
     )
     due: list[bytes] = []
-    size_bytes = 0
-    for request in requests:
+    size_bytes = at = 0
+    while at < len(requests):
+        request, method = requests[at], _method_for_many(requests[at], methods)
         if size_bytes > response_bytes_max:
-            response = None if _is_notification(request) else _error(_id_if_readable(request), overflow)
+            responses = [None if _is_notification(request) else _error(_id_if_readable(request), overflow)]
+        elif method is None:
+            responses = [await _answer_one(request, methods, backend, observe)]
         else:
-            response = await _answer_one(request, methods, backend, observe)
-        if response is not None:
-            due.append(_encode(response))
-            size_bytes += len(due[-1])
+            end = at + 1
+            while end < min(len(requests), at + _TOGETHER_MAX) and method is _method_for_many(
+                requests[end], methods
+            ):
+                end += 1
+            responses = await _answer_together(method, requests[at:end], backend, observe)
+        at += len(responses)
+        for response in responses:
+            if response is not None:
+                due.append(_encode(response))
+                size_bytes += len(due[-1])
     return b"[" + b",".join(due) + b"]" if due else None
+
+
+def _method_for_many(request: object, methods: Mapping[str, Method]) -> Method | None:
+    """The method that a request names, if it answers several calls together."""
+    name = request.get("method") if isinstance(request, dict) else None
+    method = methods.get(name) if isinstance(name, str) else None
+    return None if method is None or method.handle_many is None else method
+
+
+async def _answer_together(
+    method: Method, requests: Sequence[object], backend: Backend, observe: Observer
+) -> list[dict[str, object] | None]:
+    """Responses to calls of one method, in their order; one that is malformed costs the others nothing."""
+    began_s = time.monotonic()
+    checked: list[tuple[str | int | None, bool] | None] = []
+    outcomes: list[object] = []
+    places: list[int] = []
+    given: list[Arguments] = []
+    for place, request in enumerate(requests):
+        try:
+            identity, notification, _, params = _check(request)
+        except Fault as fault:
+            checked.append(None)
+            outcomes.append(fault)
+            continue
+        checked.append((identity, notification))
+        try:
+            given.append(parse_params(method.params, params))
+        except Fault as fault:
+            outcomes.append(fault)
+        else:
+            outcomes.append(None)
+            places.append(place)
+    for place, outcome in zip(places, await _call_many(method, given, backend), strict=True):
+        outcomes[place] = outcome
+    seconds = (time.monotonic() - began_s) / len(requests)
+    responses: list[dict[str, object] | None] = []
+    for request, known, outcome in zip(requests, checked, outcomes, strict=True):
+        if isinstance(outcome, Fault):
+            label = _UNKNOWN if known is None else method.name
+            observe(label, outcome.code.name, seconds)
+            response = _error(_id_if_readable(request) if known is None else known[0], outcome)
+        else:
+            observe(method.name, "OK", seconds)
+            response = {"jsonrpc": "2.0", "id": None if known is None else known[0], "result": outcome}
+        responses.append(None if known is not None and known[1] else response)
+    return responses
+
+
+async def _call_many(method: Method, given: Sequence[Arguments], backend: Backend) -> list[object]:
+    """A result or a `Fault` for each of some calls."""
+    if not given or method.handle_many is None:
+        return []
+    try:
+        answers = await method.handle_many(backend, given)
+    except Exception as error:
+        return [_fault(error, method.name)] * len(given)
+    return [_fault(answer, method.name) if isinstance(answer, Exception) else answer for answer in answers]
 
 
 def error_body(fault: Fault) -> bytes:
@@ -149,12 +223,17 @@ async def _call(
     try:
         return await method.handle(backend, arguments)
     except Exception as error:
-        fault = fault_of(error)
-        if fault is None:
-            # A fault of ours: the client learns that, the operator learns what.
-            _log.exception("rpc.method_failed", method=name)
-            fault = Fault(Code.INTERNAL_ERROR, "internal error")
-        raise fault from error
+        raise _fault(error, name) from error
+
+
+def _fault(error: Exception, name: str) -> Fault:
+    """What the client is told of an exception in a method."""
+    fault = fault_of(error)
+    if fault is None:
+        # A fault of ours: the client learns that, the operator learns what.
+        _log.error("rpc.method_failed", method=name, exc_info=error)
+        fault = Fault(Code.INTERNAL_ERROR, "internal error")
+    return fault
 
 
 def _check(request: object) -> tuple[str | int | None, bool, str, Mapping[str, object]]:
@@ -226,4 +305,4 @@ def _error(identity: object, fault: Fault) -> dict[str, object]:
 
 
 def _encode(document: object) -> bytes:
-    return json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(document).encode("ascii")

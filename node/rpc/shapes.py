@@ -114,19 +114,69 @@ class Account(TypedDict):
 
 
 class Validator(TypedDict):
-    """One validator."""
+    """One validator. ``leader_weight`` counts where the set's seed is not zeros."""
 
     consensus_key: Hash
     account: Hash
     peer_id: str
     stake: Amount
+    beacon_anchor: Hash
+    leader_weight: Amount
 
 
 class Validators(TypedDict):
-    """``validators``."""
+    """``validators``: the set in force, ascending by consensus key; ``set_hash`` is what consensus calls it."""
 
+    epoch: int
+    set_hash: Hash
+    seed: Hash
     stake_total: Amount
     validators: list[Validator]
+
+
+class Epoch(TypedDict):
+    """``epoch``: it starts after the block ``start_height``.
+
+    ``next_set_hash`` and ``next_validators`` (accounts) are null and empty until the next set is frozen, at
+    ``frozen_height``. ``candidates`` are the accounts among which a set is chosen.
+    """
+
+    number: int
+    start_height: int
+    start_ms: int
+    frozen_height: int | None
+    next_set_hash: Hash | None
+    next_validators: list[Hash]
+    candidates: list[Hash]
+    slashed: list[Hash]
+
+
+class Unbonding(TypedDict):
+    """Stake that secured epochs up to ``epoch`` and is paid out when the unbonding windows after its end are over."""
+
+    epoch: int
+    amount: Amount
+
+
+class Registration(TypedDict):
+    """A validator's registration; ``jailed_height`` is null for one that is not jailed."""
+
+    consensus_key: Hash
+    peer_id: str
+    beacon_anchor: Hash
+    anchor_spent: bool
+    bonded: Amount
+    leaving: bool
+    jailed_height: int | None
+    slashed: Amount
+    unbonding: list[Unbonding]
+
+
+class Stake(TypedDict):
+    """``stake``: null for an account that is not registered as a validator."""
+
+    address: Hash
+    registration: Registration | None
 
 
 class Contribution(TypedDict):

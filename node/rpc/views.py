@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from enum import IntEnum
 
-from node.ledger import state
+from node.ledger import stakes, state
 from node.ledger.block import Receipt
+from node.ledger.epochs import consensus_set
 from node.ledger.openings import Voucher
 from node.ledger.params import Params
 from node.ledger.results import AuditStatus
@@ -15,7 +16,7 @@ from node.ledger.state import InferenceStatus
 from node.rpc import shapes
 from node.rpc.backend import BlockView, NodeStatus, TransactionView
 
-_AMOUNT_PARAMS = ("fee_", "inference_fee_min", "provider_bond_min")
+_AMOUNT_PARAMS = ("fee_", "inference_fee_min", "provider_bond_min", "stake_min")
 _DRAWN_LATER = frozenset({InferenceStatus.RECORDED})
 
 
@@ -130,9 +131,12 @@ def account_view(address: bytes, account: state.Account, nonce_next: int) -> sha
     }
 
 
-def validators_view(validators: state.ValidatorSet) -> shapes.Validators:
+def validators_view(validators: state.ValidatorSet, epoch: int) -> shapes.Validators:
     """``validators``."""
     return {
+        "epoch": epoch,
+        "set_hash": consensus_set(validators, epoch).hash.hex(),
+        "seed": validators.seed.hex(),
         "stake_total": str(validators.stake_total),
         "validators": [
             {
@@ -140,9 +144,46 @@ def validators_view(validators: state.ValidatorSet) -> shapes.Validators:
                 "account": entry.account.hex(),
                 "peer_id": entry.peer_id,
                 "stake": str(entry.stake),
+                "beacon_anchor": entry.beacon_anchor.hex(),
+                "leader_weight": str(entry.leader_weight),
             }
             for entry in validators.validators
         ],
+    }
+
+
+def epoch_view(
+    epoch: stakes.Epoch, frozen: state.ValidatorSet | None, candidates: Sequence[bytes]
+) -> shapes.Epoch:
+    """``epoch``; `frozen` is the next set."""
+    return {
+        "number": epoch.number,
+        "start_height": epoch.start_height,
+        "start_ms": epoch.start_ms,
+        "frozen_height": epoch.frozen_height or None,
+        "next_set_hash": consensus_set(frozen, epoch.number + 1).hash.hex() if frozen else None,
+        "next_validators": [entry.account.hex() for entry in frozen.validators] if frozen else [],
+        "candidates": _hexes(candidates),
+        "slashed": _hexes(epoch.slashed),
+    }
+
+
+def stake_view(address: bytes, stake: stakes.Stake | None) -> shapes.Stake:
+    """``stake``."""
+    return {"address": address.hex(), "registration": None if stake is None else _registration(stake)}
+
+
+def _registration(stake: stakes.Stake) -> shapes.Registration:
+    return {
+        "consensus_key": stake.consensus_key.hex(),
+        "peer_id": stake.peer_id,
+        "beacon_anchor": stake.beacon_anchor.hex(),
+        "anchor_spent": bool(stake.anchor_spent),
+        "bonded": str(stake.bonded),
+        "leaving": bool(stake.leaving),
+        "jailed_height": stake.jailed_height if stake.jailed else None,
+        "slashed": str(stake.slashed),
+        "unbonding": [{"epoch": entry.epoch, "amount": str(entry.amount)} for entry in stake.unbondings],
     }
 
 

@@ -14,9 +14,10 @@ from node.ledger.serving import is_audited
 from node.ledger.state import (
     InferenceStatus,
     Overlay,
-    get_beacon_reveal,
+    Reveal,
     get_draws,
     get_provider,
+    get_reveal,
     get_supply,
     get_voucher_sequence,
 )
@@ -226,8 +227,9 @@ def test_the_audit_threshold_is_an_integer_comparison() -> None:
 def test_the_last_reveal_of_each_proposer_is_kept() -> None:
     world = World()
     world.block(context=world.context("val1", bytes([5]) * 32))
-    assert get_beacon_reveal(world.state, consensus_key("val1")) == bytes([5]) * 32
-    assert get_beacon_reveal(world.state, consensus_key("val2")) is None
+    anchor = digest("blob", b"anchor")
+    assert get_reveal(world.state, consensus_key("val1")) == Reveal(1, bytes([5]) * 32, anchor)
+    assert get_reveal(world.state, consensus_key("val2")) is None
 
 
 def test_a_reveal_is_taken_once_from_the_provider_and_only_when_drawn() -> None:

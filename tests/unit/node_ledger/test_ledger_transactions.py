@@ -12,10 +12,17 @@ from node.ledger.bodies import (
     Body,
     ContributionSubmit,
     DatanetCreate,
+    EvidenceSubmit,
     Held,
     InferenceReveal,
     ProviderBond,
     Transfer,
+    ValidatorAnchor,
+    ValidatorBond,
+    ValidatorLeave,
+    ValidatorRegister,
+    ValidatorUnbond,
+    ValidatorUnjail,
 )
 from node.ledger.errors import InvalidTransactionError, MalformedError
 from node.ledger.openings import decode_voucher, encode_voucher
@@ -38,6 +45,7 @@ from tests.unit.node_ledger.world import SALT, World, address, seed
 CHAIN = bytes(range(32))
 HASH = bytes([7]) * 32
 WORLD = World()
+PEER = "12D3KooW9xCm2jWjNVrwh51SWCQBMYdMyeU3NpT85QhLVkF6PcNM"
 
 SAMPLES: list[Body] = [
     Transfer(HASH, 5),
@@ -51,6 +59,13 @@ SAMPLES: list[Body] = [
     InferenceReveal(HASH, HASH, 9),
     AttestCommit(HASH, 0, HASH),
     AttestOpen(HASH, 1, 0, HASH, ((TREASURY, 400_000_000), (HASH, 600_000_000)), SALT),
+    ValidatorRegister(HASH, bytes(64), PEER, HASH, 5),
+    ValidatorBond(5),
+    ValidatorUnbond(5),
+    ValidatorLeave(),
+    ValidatorUnjail(),
+    ValidatorAnchor(HASH),
+    EvidenceSubmit(b"proof"),
 ]
 
 

@@ -11,11 +11,18 @@ from node.ledger.bodies import (
     Body,
     ContributionSubmit,
     DatanetCreate,
+    EvidenceSubmit,
     Held,
     InferenceRecord,
     InferenceReveal,
     ProviderBond,
     Transfer,
+    ValidatorAnchor,
+    ValidatorBond,
+    ValidatorLeave,
+    ValidatorRegister,
+    ValidatorUnbond,
+    ValidatorUnjail,
 )
 from node.ledger.lthash import lthash_of, state_digest
 from node.ledger.openings import Voucher, inference_id, output_commitment, prompt_commitment
@@ -25,6 +32,7 @@ from node.ledger.state import Payout, Role
 from node.ledger.transaction import sign_transaction, signing_digest, transaction_hash
 
 CHAIN, A, B, SALT = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32, bytes([4]) * 32
+PEER = "12D3KooW9xCm2jWjNVrwh51SWCQBMYdMyeU3NpT85QhLVkF6PcNM"
 SHARES = ((bytes(32), 250_000_000), (A, 750_000_000))
 VOUCHER = Voucher(CHAIN, A, B, 7, A, B, 16, 10**9, 500)
 BODIES: list[Body] = [
@@ -39,6 +47,13 @@ BODIES: list[Body] = [
     InferenceReveal(A, B, 9),
     AttestCommit(A, 0, B),
     AttestOpen(A, 1, 0, B, SHARES, SALT),
+    ValidatorRegister(A, bytes(64), PEER, B, 5),
+    ValidatorBond(5),
+    ValidatorUnbond(5),
+    ValidatorLeave(),
+    ValidatorUnjail(),
+    ValidatorAnchor(A),
+    EvidenceSubmit(b"proof"),
 ]
 
 GOLDEN = {
@@ -64,6 +79,20 @@ GOLDEN = {
     "hash attest_commit": "ae8a5c9fd01203bfd9a68bec03a736d6395cf0e48b902dd7e1cd109e417f31d7",
     "sign attest_open": "d140521cff740c2e3549751e3c2af469d9cda7a5b0614fbc8b962334f6590faf",
     "hash attest_open": "90eee35d93e274b87ec3320fb92a144358d801d017651ab79e75e7bd5ca74584",
+    "sign validator_register": "1f7d7ae13e4d8ee8eea4b9cbcbcdfefda4042ec7de53eaae1fdf6567cba56471",
+    "hash validator_register": "bd42072cdf27fdde0d052e8a8dd9c0d52cd16bd05ce4af8cf43383bd0899ab49",
+    "sign validator_bond": "2ef9d7971a4aeb411c7d6a026292bfb03f04b24769a16b095e59e971443c8f36",
+    "hash validator_bond": "d04c4db00dcb72e2eceed0aad7130a598b7850004d4ff50e25d62ccec9711970",
+    "sign validator_unbond": "e113b36fcf0d49eaefb84663b12260d0d58af395d8de8a2bcaab5f344cb274da",
+    "hash validator_unbond": "9d2437683a64c0f1e0cbbb142698c7d6df967ad3321fe84b351426f2afa9668b",
+    "sign validator_leave": "b243c56276747b738756c5915d3eb54bd70dbefc8f630f04ebaad539bce3ad0f",
+    "hash validator_leave": "b89b2a9da39c5196921a4f045818d1b53edff573ef3c21bfa342b04bcd863693",
+    "sign validator_unjail": "f6d7e4078231fc07651a15135c4ad6db0cc2e3851fcb95d65650cc1026a76f71",
+    "hash validator_unjail": "f578091796d98178187e5447603f0a7a5fcdfcc48d3a00a591e118ec14ac5f01",
+    "sign validator_anchor": "fdf332f8256d619478d356bfd0211980d3bcfcb63f7ded996c7957e95ecf3375",
+    "hash validator_anchor": "67b8c8af66619836bb2156c40df3cccd9d2fb59920c931fed08ed76d65d049a1",
+    "sign evidence": "9460e5602c1187cc2c325f7e59fe7ae7d7ba7342518ee8f74c3e73ce7b82972e",
+    "hash evidence": "6ddb9703664354e5a6aa5fb10c14a0a82cc9b7e3f7342c70f7ffc5d594073145",
     "inference": "61aa8f73b10c44bccb1653e11ec399872382d5d54294a24894cb240ed9096f00",
     "prompt": "131189c294bfd356fc3572940e71f17026443fc80c3eb6bc1566467598f14aaa",
     "output": "68b275d16eb89531674aaa1a1d1ff4809b43afcecb8deeb1c695bd56681996c1",

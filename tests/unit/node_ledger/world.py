@@ -32,6 +32,8 @@ from node.ledger.openings import Voucher, inference_id, output_commitment, promp
 from node.ledger.params import OPEN, Params
 from node.ledger.records import encode_records, records_root, token_count
 from node.ledger.results import TREASURY, AuditStatus, Shares, attestation_commitment
+from node.ledger.stakes import STAKE as STAKE_KEY
+from node.ledger.stakes import Stake, get_epoch
 from node.ledger.state import (
     ACCOUNT,
     PROVIDER,
@@ -43,6 +45,7 @@ from node.ledger.state import (
     get_account,
     get_inference,
     get_supply,
+    get_validators,
 )
 from node.ledger.transaction import (
     decode_transaction,
@@ -143,15 +146,28 @@ class World:
     def context(
         self, proposer: str | None = None, reveal: bytes | None = None, step_ms: int = 1_000
     ) -> BlockContext:
-        height = self.height + 1
-        name = proposer or VALIDATORS[height % len(VALIDATORS)]
+        """The next block's, proposed by a validator in turn."""
+        height, seated = self.height + 1, get_validators(self.state).validators
+        turns = [entry.consensus_key for entry in seated]
+        key = consensus_key(proposer) if proposer else turns[height % len(turns)]
         preimage = digest("blob", b"%d" % height) if reveal is None else reveal
         return BlockContext(
-            self.chain, height, 0, height, self.now_ms + step_ms, consensus_key(name), preimage, self.height
+            self.chain,
+            height,
+            get_epoch(self.state).number,
+            height,
+            self.now_ms + step_ms,
+            key,
+            preimage,
+            self.height,
         )
 
-    def batch(self, *items: tuple[bytes, StorageReceipts] | bytes, author: str = "val0") -> Batch:
+    def batch(self, *items: tuple[bytes, StorageReceipts] | bytes, author: str | None = None) -> Batch:
+        """Signed by the first person that validates, unless an author is named."""
         self.sequence += 1
+        if author is None:
+            seated = get_validators(self.state).accounts
+            author = next(name for name in (*VALIDATORS, *PEOPLE) if address(name) in seated)
         pairs = tuple((item, ()) if isinstance(item, bytes) else item for item in items)
         return sign_batch(seed(author), self.chain, self.sequence, pairs)
 
@@ -172,7 +188,7 @@ class World:
         self,
         *items: tuple[bytes, StorageReceipts] | bytes,
         context: BlockContext | None = None,
-        author: str = "val0",
+        author: str | None = None,
     ) -> BlockOutcome:
         batches = [self.batch(*items, author=author)] if items else []
         return self.execute(context or self.context(), batches)
@@ -330,6 +346,14 @@ class World:
             if key.startswith(PROVIDER)
         )
         assert bonds == supply.bonded
+        if self.params.epoch_heights:
+            stakes = [
+                from_bytes(Stake, value, 1_000)
+                for key, value in self.state.items()
+                if key.startswith(STAKE_KEY)
+            ]
+            unbonding = sum(entry.amount for stake in stakes for entry in stake.unbondings)
+            assert sum(stake.bonded for stake in stakes) + unbonding == supply.staked
         return balances + supply.escrowed + supply.bonded + supply.staked
 
 
