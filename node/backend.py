@@ -1,5 +1,6 @@
 """The daemon as its RPC server sees it: reads of what was executed, and two ways in (transactions, blobs)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,8 +13,8 @@ from node.ledger.batch import decode_batch
 from node.ledger.block import Receipt, ReceiptStatus, decode_receipt
 from node.ledger.bodies import BODIES
 from node.ledger.errors import MalformedError
+from node.ledger.reading import TransactionReader
 from node.ledger.state import StateReader, get_account
-from node.ledger.transaction import decode_transaction, hash_transaction_bytes
 from node.metrics import Metrics
 from node.observe import not_ready_reason, standing_of
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView
@@ -58,7 +59,7 @@ class DaemonBackend:
             height=head.height,
             height_committed=node.store.committed_height(),
             round=node.driver.replica.round,
-            epoch=node.epoch,
+            epoch=node.epochs.current.number,
             state_digest=head.state_digest,
             peers=peers,
             syncing=node.sync.syncing,
@@ -111,7 +112,7 @@ class DaemonBackend:
             receipts_root=bytes(32) if outcome is None else outcome.receipts_root,
             state_digest=header.state_digest if outcome is None else outcome.state_digest,
             transactions=tuple(
-                _committed(receipt, raws.get(receipt.subject), height)
+                _committed(receipt, raws.get(receipt.subject), height, self._node.executor.read)
                 for receipt in receipts
                 if receipt.status in _OUTCOMES
             ),
@@ -124,7 +125,7 @@ class DaemonBackend:
             data = self._node.store.batch(name)
             if data is not None:
                 for raw, _ in decode_batch(data).items:
-                    found[hash_transaction_bytes(raw, self._node.chain_id)] = raw
+                    found[self._node.executor.read.hash(raw)] = raw
         return found
 
     def next_nonce(self, address: bytes) -> int:
@@ -149,7 +150,7 @@ class DaemonBackend:
         if outcome is None or block is None:
             return None
         raw = self._transactions_of(block.header.payload).get(tx_hash)
-        return _committed(decode_receipt(outcome.receipts[position]), raw, height)
+        return _committed(decode_receipt(outcome.receipts[position]), raw, height, self._node.executor.read)
 
     def _say_dropped(self, tx_hash: bytes) -> None:
         """Raise TransactionDropped for one that left the pool for another: who waits for it should know."""
@@ -159,12 +160,15 @@ class DaemonBackend:
 
     async def submit_transaction(self, raw: bytes) -> bytes:
         """Check, pool and pass on a transaction; returns its hash."""
+        (taken,) = await self.submit_transactions([raw])
+        if isinstance(taken, Exception):
+            raise taken
+        return taken
+
+    async def submit_transactions(self, raws: Sequence[bytes]) -> list[bytes | Exception]:
+        """Check, pool and pass on transactions, in their order; a hash for each, or why it was refused."""
         self._need_state()
-        try:
-            return await self._node.intake.submit(raw)
-        except OSError as error:
-            log.error("blob_not_noted", error=str(error))
-            raise NotReady(f"the blob cannot be accounted for: {error.strerror or error}") from error
+        return [_refusal(taken) for taken in await self._node.intake.submit_many(raws)]
 
     async def put_blob(self, data: bytes) -> bytes:
         """Store a blob durably; validators fetch it when a transaction names it."""
@@ -190,12 +194,22 @@ class DaemonBackend:
             raise NotReady(f"this node's state differs from the quorum's at height {diverged.height}")
 
 
-def _committed(receipt: Receipt, raw: bytes | None, height: int) -> TransactionView:
+def _refusal(taken: bytes | Exception) -> bytes | Exception:
+    """What became of a submitted transaction, where the disk failed with what a client may know of it."""
+    if not isinstance(taken, OSError):
+        return taken
+    log.error("blob_not_noted", error=str(taken))
+    refusal = NotReady(f"the blob cannot be accounted for: {taken.strerror or taken}")
+    refusal.__cause__ = taken
+    return refusal
+
+
+def _committed(receipt: Receipt, raw: bytes | None, height: int, read: TransactionReader) -> TransactionView:
     """View of an executed transaction; bytes that do not decode have neither kind nor sender."""
     kind, sender, nonce = "", b"", 0
     if raw is not None:
         try:
-            transaction = decode_transaction(raw)
+            transaction = read(raw).transaction
             kind, sender, nonce = BODIES[transaction.kind].NAME, transaction.sender, transaction.nonce
         except (MalformedError, CodecError):
             kind = ""

@@ -67,6 +67,21 @@ class KeysSection:
 
 
 @dataclass(frozen=True, slots=True)
+class SignerSection:
+    """``[signer]``: the socket of `openledger signer`, which holds the consensus key instead of HOME/keys; empty: none.
+
+    A relative path starts at HOME. ``public_key`` is the key that must answer there, ``uid`` the user id that the signer
+    runs as where that is not the daemon's.
+    """
+
+    socket: str = _text("", _PATH, "a socket's path, at most 512 characters")
+    public_key: str = _text(
+        "", r"([0-9a-f]{64})?", "64 lowercase hex digits, as `openledger signer status` shows"
+    )
+    uid: str = _text("", r"[0-9]{0,10}", "a user id, or nothing for this process's own")
+
+
+@dataclass(frozen=True, slots=True)
 class RpcSection:
     """``[rpc]``: the HTTP server. Port 0 lets the system choose. Bound to loopback unless told otherwise.
 
@@ -107,7 +122,7 @@ class NetworkSection:
     queue_messages_max: int = _integer(4096, 16, 65536)
     ping_interval_ms: int = _integer(2500, 100, 60_000)
     ping_timeout_ms: int = _integer(8000, 200, 120_000)
-    dial_backoff_ms_max: int = _integer(5_000, 100, _HOUR_MS)
+    dial_backoff_ms_max: int = _integer(2_000, 100, _HOUR_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +143,7 @@ class ConsensusSection:
     heartbeat_ms: int = _integer(1000, 50, 2000)
     drift_ms_max: int = _integer(10_000, 100, 600_000)
     batch_transactions_max: int = _integer(1000, 1, 100_000)
+    vote_fanout: str = _choice("all", "all", "collector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,9 @@ class StorageSection:
 
     Blobs that no ledger state refers to are *loose*: they have quotas of their own (all together, those of one account,
     those that no transaction names yet) and go once both ``blobs_loose_heights_max`` and ``blobs_loose_ms_max`` have passed.
+
+    Of the blocks, and what hangs on them, the newest ``retain_heights`` stay; 0 keeps all. Of the state's snapshots, where the chain
+    has them, the newest ``snapshots_kept`` stay; others start from them, so 0 should be the exception.
     """
 
     blobs_bytes_max: int = _integer(4 * 2**30, 2**20, 2**50)
@@ -153,6 +172,20 @@ class StorageSection:
     blobs_loose_unnamed_bytes_max: int = _integer(256 * 2**20, 2**20, 2**50)
     blobs_loose_heights_max: int = _integer(600, 1, 10**9)
     blobs_loose_ms_max: int = _integer(600_000, 100, 400 * 24 * _HOUR_MS)
+    retain_heights: int = _integer(0, 0, 10**12)
+    snapshots_kept: int = _integer(2, 0, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncSection:
+    """``[sync]``: how a node that was away catches up.
+
+    With ``snapshot = "auto"`` it starts from a snapshot of the state where it is more than ``lag_heights_max`` behind, or where
+    nobody has the blocks in between any more; with ``"never"`` it always executes every block.
+    """
+
+    snapshot: str = _choice("auto", "auto", "never")
+    lag_heights_max: int = _integer(10_000, 1, 10**12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +202,14 @@ class Config:
 
     node: NodeSection = NodeSection()
     keys: KeysSection = KeysSection()
+    signer: SignerSection = SignerSection()
     rpc: RpcSection = RpcSection()
     network: NetworkSection = NetworkSection()
     attribution: AttributionSection = AttributionSection()
     consensus: ConsensusSection = ConsensusSection()
     mempool: MempoolSection = MempoolSection()
     storage: StorageSection = StorageSection()
+    sync: SyncSection = SyncSection()
     log: LogSection = LogSection()
 
 

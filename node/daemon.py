@@ -21,6 +21,8 @@ from node.home import Home, lock_home, open_home
 from node.ledger.errors import LedgerError
 from node.log import configure_logging
 from node.node import Node
+from node.snapshot.late import StartAnew
+from node.stacks import write_stacks_on_signal
 from node.storage.errors import StorageError
 
 log = structlog.get_logger(__name__)
@@ -46,14 +48,16 @@ def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
 
 
 def _run(home: Home, config: Config) -> int:
-    node = Node(home, config)
-    faults: list[BaseException] = []
-    try:
-        trio.run(_serve, node)
-    except* (NodeError, StorageError, OSError) as errors:
-        faults = _leaves(errors)
-    finally:
-        node.close()
+    faults: list[BaseException] = [StartAnew(0)]
+    while any(isinstance(fault, StartAnew) for fault in faults):
+        faults = []
+        node = Node(home, config)
+        try:
+            trio.run(_serve, node)
+        except* (NodeError, StorageError, OSError) as errors:
+            faults = _leaves(errors)
+        finally:
+            node.close()
     for fault in faults:
         log.error("stopped", error=str(fault), kind=type(fault).__name__)
     return EXIT_FAILED if faults else 0
@@ -71,6 +75,7 @@ async def _serve(node: Node) -> None:
     """Run the node's tasks until a signal arrives."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, node, nursery.cancel_scope)
+        nursery.start_soon(write_stacks_on_signal, node.home)
         await nursery.start(node.run)
 
 

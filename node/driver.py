@@ -16,8 +16,10 @@ from consensus.effects import (
     Deliver,
     Diverged,
     Effect,
+    EpochEnded,
     FetchBlock,
     FetchPayload,
+    HelpEpoch,
     Misbehaved,
     Persist,
     RequestPayload,
@@ -25,7 +27,17 @@ from consensus.effects import (
     SetTimer,
     Stalled,
 )
-from consensus.inputs import Input, MessageReceived, PayloadOffered, Started, TimerFired, TimerKind
+from consensus.inputs import (
+    Input,
+    MessageReceived,
+    PayloadAvailable,
+    PayloadOffered,
+    PayloadPending,
+    PayloadRefused,
+    Started,
+    TimerFired,
+    TimerKind,
+)
 from consensus.messages import encode_message
 from consensus.replica import Replica
 from consensus.types import Block
@@ -53,6 +65,7 @@ class DriverPorts:
         fetch_block: ask for a block and its ancestors.
         behind: the chain is far ahead; fetch a range.
         misbehaved: a validator id (or None) broke the rules.
+        help_epoch: a peer still works in an epoch that has ended.
     """
 
     send: Callable[[bytes | None, bytes], None]
@@ -62,6 +75,7 @@ class DriverPorts:
     fetch_block: Callable[[FetchBlock], None]
     behind: Callable[[Behind], None]
     misbehaved: Callable[[Misbehaved], None]
+    help_epoch: Callable[[HelpEpoch], None]
 
 
 class Driver:
@@ -88,6 +102,7 @@ class Driver:
         self._listen_ms = listen_ms
         self._listen_until_ms = 0
         self._request: RequestPayload | None = None  # came while listening; the newest one counts
+        self._next_replica: Replica | None = None
         self._wake = trio.Event()
         self._disk = trio.CapacityLimiter(1)
 
@@ -101,6 +116,11 @@ class Driver:
         done = self._done[id(event)] = trio.Event()
         self.tell(event)
         await done.wait()
+
+    def succeed(self, replica: Replica) -> None:
+        """Go on with the next epoch's replica, once what is being done for the present one is done."""
+        self._next_replica = replica
+        self._wake.set()
 
     def offer(self, event: MessageReceived) -> bool:
         """Queue a peer's message; returns False, and drops it, when too many wait (messages may be lost)."""
@@ -133,6 +153,22 @@ class Driver:
             if (done := self._done.pop(id(event), None)) is not None:
                 done.set()
 
+    def _take_over(self) -> None:
+        """Start the next epoch's replica, if there is one; what was asked of, timed or meant for the old one is void."""
+        if self._next_replica is None:
+            return
+        self.replica, self._next_replica = self._next_replica, None
+        self._timers.clear()
+        self._request = None
+        self.stalled = False
+        for event in self._own:
+            if (done := self._done.pop(id(event), None)) is not None:
+                done.set()
+        # A batch that came is there in every epoch.
+        kept = (PayloadAvailable, PayloadRefused, PayloadPending)
+        self._own = deque(event for event in self._own if isinstance(event, kept))
+        self._own.appendleft(Started(now_ms()))
+
     async def _next(self) -> Input:
         """The next input: this node's own first, then in the order of time what peers sent and what timers are due.
 
@@ -140,6 +176,7 @@ class Driver:
         must not be timed out for nothing.
         """
         while True:
+            self._take_over()
             if self._own:
                 return self._own.popleft()
             now = now_ms()
@@ -191,6 +228,10 @@ class Driver:
                 self._ports.fetch_block(effect)
             case Behind():
                 self._ports.behind(effect)
+            case HelpEpoch():
+                self._ports.help_epoch(effect)
+            case EpochEnded(boundary):
+                log.info("epoch_ends", epoch=boundary.header.epoch, height=boundary.height)
             case Misbehaved(peer, reason):
                 log.warning("misbehaved", peer=peer.hex() if peer else None, reason=reason)
                 self._ports.misbehaved(effect)

@@ -13,25 +13,51 @@ import structlog
 import trio
 
 from consensus.crypto import Verifier, verify
-from consensus.types import Block
+from consensus.leaders import missed_leaders
+from consensus.types import Block, is_boundary
+from node.epochs import Epochs
 from node.ledger.accumulator import decode_accumulator, encode_accumulator
 from node.ledger.batch import Batch, decode_batch
 from node.ledger.blobs import REFERRING, blob_referred
-from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, SystemCode, encode_receipt
+from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, SystemCode
 from node.ledger.execute import execute_block
-from node.ledger.state import ACCOUNT
-from node.ledger.transaction import hash_transaction_bytes
+from node.ledger.reading import TransactionReader
+from node.ledger.stakes import CANDIDATES_KEY, NEXT_VALIDATORS_KEY
+from node.ledger.state import ACCOUNT, VALIDATORS_KEY, StateReader
+from node.snapshot.making import Maker
 from node.storage.chain import ChainStore, ExecutedHead, Outcome
 from node.storage.errors import StorageError
 
 log = structlog.get_logger(__name__)
 
 BATCHES_REMEMBERED_MAX = 1024
+BATCHES_READ_MAX = 64
+"""As they were read; one takes up to about a MiB."""
+
+TAKE_BACK_HEIGHTS = 128
+"""So many of the newest blocks can be taken back (`openledger rollback`)."""
 
 
 AUDIT_ENDS = frozenset(
     {SystemCode.SETTLED, SystemCode.REFUNDED, SystemCode.SLASHED, SystemCode.SLASHED_NO_REVEAL}
 )
+
+
+class Remembering(StateReader):
+    """Reads a state once for each key, and remembers what it read: execution looks again at what it replaces."""
+
+    __slots__ = ("_base", "seen")
+
+    def __init__(self, base: StateReader) -> None:
+        self._base = base
+        self.seen: dict[bytes, bytes | None] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        if key in self.seen:
+            return self.seen[key]
+        value = self.seen[key] = self._base.get(key)
+        return value
 
 
 class SharedVerifier(Verifier):
@@ -72,7 +98,8 @@ class ExecutedBlock:
     sender's, and some may still be owed a place (a proposer can order them too early, or without storage receipts).
     Transactions of a batch that the ledger skipped are in neither. `references` are the records that changed and may name a
     blob, each with the blob it needs now, and `accounts` the addresses whose balance or nonce changed.
-    `transaction_bytes` is what its transactions take, `seconds` how long their execution took.
+    `transaction_bytes` is what its transactions take, `seconds` how long their execution took. The hash and the root are as in
+    `consensus.inputs.Executed`; `validators_changed` says that those of this epoch, of the next, or the candidates did.
     """
 
     block: Block
@@ -84,6 +111,9 @@ class ExecutedBlock:
     accounts: tuple[bytes, ...] = ()
     transaction_bytes: int = 0
     seconds: float = 0.0
+    next_validators_hash: bytes = b""
+    snapshot_root: bytes = b""
+    validators_changed: bool = False
 
 
 class Executor:
@@ -96,8 +126,10 @@ class Executor:
         make_available: Callable[[Block], Awaitable[None]],
         executed: Callable[[ExecutedBlock], None],
         check: Verifier,
+        epochs: Epochs,
+        snapshots: Maker | None = None,
     ) -> None:
-        """Prepare to continue from the stored head.
+        """Prepare to continue from the stored head; without `snapshots` no block can be taken back.
 
         `make_available` returns once every batch of a block is stored; `executed` is told of each block, in order;
         `check` remembers signatures found good on admission, so that each is verified once.
@@ -108,10 +140,16 @@ class Executor:
         self._make_available = make_available
         self._executed = executed
         self._check = check
+        self._epochs = epochs
+        self._snapshots = snapshots
+        self._remembered_from: int | None = None
         self._waiting: deque[Block] = deque()
         self._wake = trio.Event()
         self._done = trio.Event()
         self._hashes: dict[bytes, tuple[bytes, ...]] = {}
+        # A batch is met three times on its way: checked, ordered, executed; it is read once.
+        self._batches: dict[bytes, Batch] = {}
+        self.read = TransactionReader(chain_id)
 
     def recover(self) -> None:
         """Queue the blocks that were committed but not executed when the process ended."""
@@ -145,10 +183,9 @@ class Executor:
         """Hashes of a stored batch's transactions, in order; empty when the batch is not here."""
         known = self._hashes.get(digest)
         if known is None:
-            data = self._store.batch(digest)
-            if data is None:
+            if digest not in self._batches and self._store.batch(digest) is None:
                 return ()
-            known = tuple(hash_transaction_bytes(raw, self._chain_id) for raw, _ in decode_batch(data).items)
+            known = tuple(self.read.hash(raw) for raw, _ in self._batch(digest).items)
             if len(self._hashes) >= BATCHES_REMEMBERED_MAX:
                 del self._hashes[next(iter(self._hashes))]
             self._hashes[digest] = known
@@ -159,7 +196,7 @@ class Executor:
         await self._done.wait()
 
     async def run(self) -> None:
-        """Execute for ever."""
+        """Execute for ever; where there are snapshots, `Maker.run` runs beside it."""
         while True:
             while self._waiting:
                 # The block stays in the queue until it is done: what is in flight is computed from the queue.
@@ -177,8 +214,10 @@ class Executor:
         await self._make_available(block)
         batches = [self._batch(digest) for digest in block.header.payload]
         began_s = trio.current_time()
-        outcome = await trio.to_thread.run_sync(self._apply, block, batches)
+        before = Remembering(self._store)
+        outcome = await trio.to_thread.run_sync(self._apply, before, block, batches)
         seconds = trio.current_time() - began_s
+        root = b"" if self._snapshots is None else await self._snapshots.root_for(block.height)
         self.head = ExecutedHead(
             block.height,
             block.id,
@@ -191,9 +230,17 @@ class Executor:
             outcome.state_digest,
             outcome.receipts_root,
             self.head.accumulator_root,
-            tuple(encode_receipt(receipt) for receipt in outcome.receipts),
+            outcome.receipts_encoded,
+            outcome.next_validators_hash,
+            root,
         )
-        self._store.record_execution(self.head, outcome.changes, kept, self._places(outcome))
+        places = self._places(outcome)
+        if self._snapshots is None:
+            self._store.record_execution(self.head, outcome.changes, kept, places)
+        else:
+            forget = self._forgettable(self._snapshots, block.height)
+            self._store.record_execution(self.head, outcome.changes, kept, places, before.seen, forget)
+            self._snapshots.executed(self.head, kept)
         performed = _subjects(outcome, ReceiptStatus.OK, ReceiptStatus.FAILED)
         invalid = _subjects(outcome, ReceiptStatus.INVALID)
         if batches:
@@ -211,10 +258,34 @@ class Executor:
         accounts = tuple(key[len(ACCOUNT) :] for key in outcome.changes if key.startswith(ACCOUNT))
         size_bytes = sum(len(raw) for batch in batches for raw, _ in batch.items)
         return ExecutedBlock(
-            block, performed, invalid, ended, self.head, references, accounts, size_bytes, seconds
+            block,
+            performed,
+            invalid,
+            ended,
+            self.head,
+            references,
+            accounts,
+            size_bytes,
+            seconds,
+            kept.next_validators_hash,
+            kept.snapshot_root,
+            any(key in outcome.changes for key in (VALIDATORS_KEY, NEXT_VALIDATORS_KEY, CANDIDATES_KEY)),
         )
 
-    def _apply(self, block: Block, batches: list[Batch]) -> BlockOutcome:
+    def _forgettable(self, snapshots: Maker, height: int) -> range:
+        """Heights of which need not be known any longer what they replaced, once `height` has been executed."""
+        if self._remembered_from is None:
+            self._remembered_from = snapshots.remembered_from(height)
+        needed = height - TAKE_BACK_HEIGHTS + 1
+        if snapshots.needs_above is not None:
+            needed = min(needed, snapshots.needs_above + 1)
+        # Twice as fast as blocks come, and no faster: after a late snapshot there are many.
+        end = max(self._remembered_from, min(needed, self._remembered_from + 2))
+        forgotten = range(self._remembered_from, end)
+        self._remembered_from = end
+        return forgotten
+
+    def _apply(self, before: StateReader, block: Block, batches: list[Batch]) -> BlockOutcome:
         header = block.header
         context = BlockContext(
             chain_id=header.chain_id,
@@ -225,15 +296,31 @@ class Executor:
             proposer=header.proposer,
             beacon_reveal=header.beacon_reveal,
             executed_height=header.executed_height,
+            ends_epoch=is_boundary(header),
+            missed=self._missed(block),
         )
         return execute_block(
-            self._store,
+            before,
             self.head.lthash,
             decode_accumulator(self.head.accumulator),
             context,
             batches,
             check=self._check,
+            read=self.read,
         )
+
+    def _missed(self, block: Block) -> tuple[bytes, ...]:
+        """Consensus keys of the leaders of the rounds that were skipped between a block and its parent."""
+        header, epoch = block.header, self._epochs.row(block.header.epoch)
+        leaders, context = self._epochs.leaders(header.epoch), self._epochs.context(header.epoch)
+        if epoch is None or leaders is None or context is None:
+            raise StorageError(f"block {block.height} is of epoch {header.epoch}, which did not begin here")
+        parent = None if header.parent == epoch.start.id else self._store.block(header.parent)
+        if header.parent != epoch.start.id and parent is None:
+            raise StorageError(f"the parent of block {block.height} is missing")
+        members = context.validators.validators
+        skipped = missed_leaders(leaders, 0 if parent is None else parent.round, block.round)
+        return tuple(members[index].id for index in skipped)
 
     def _places(self, outcome: BlockOutcome) -> dict[bytes, int]:
         """Where each transaction's receipt stands. A replay, which is invalid, never hides what happened before."""
@@ -248,7 +335,16 @@ class Executor:
                 places[subject] = position
         return places
 
+    def remember_batch(self, digest: bytes, batch: Batch) -> None:
+        """Keep a stored batch as it was read, for when it executes; past the bound the oldest is read again then."""
+        self._batches[digest] = batch
+        if len(self._batches) > BATCHES_READ_MAX:
+            del self._batches[next(iter(self._batches))]
+
     def _batch(self, digest: bytes) -> Batch:
+        known = self._batches.get(digest)
+        if known is not None:
+            return known
         data = self._store.batch(digest)
         if data is None:
             raise StorageError(f"batch {digest.hex()} was made available and is missing")

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import structlog
 import trio
 
-from node.ledger.batch import batch_digest, decode_batch, verify_batch
+from node.ledger.batch import Batch, batch_digest, decode_batch, verify_batch
 from node.ledger.errors import LedgerError, MalformedError
 from node.network.errors import NetworkError
 from node.network.network import Network
@@ -192,6 +192,13 @@ def check_batch(
     cover the author's signature, so a batch is only ever stored with a good one: otherwise one node could hold, under
     the same digest, bytes that the ledger skips and another node executes.
     """
+    return read_batch(data, chain_id, expected, author)[0]
+
+
+def read_batch(
+    data: bytes, chain_id: bytes, expected: bytes | None = None, author: bytes | None = None
+) -> tuple[bytes, Batch]:
+    """`check_batch`, and the batch as it was read."""
     batch = decode_batch(data)
     name = batch_digest(batch, chain_id)
     if expected is not None and name != expected:
@@ -200,4 +207,4 @@ def check_batch(
         raise MalformedError("a batch of another author", "batch.author")
     if not verify_batch(batch, chain_id):
         raise MalformedError("a batch that its author did not sign", "batch.signature")
-    return name
+    return name, batch

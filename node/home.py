@@ -12,7 +12,7 @@
     HOME/safety.guard           validators only: what the key signed last; never to be restored from a backup
     HOME/accounts/NAME.key      accounts of the command line, same format
     HOME/data/                  LevelDB
-    HOME/blobs/  HOME/artefacts/  HOME/logs/
+    HOME/blobs/  HOME/artefacts/  HOME/logs/  HOME/snapshots/
     HOME/rpc.url                where the daemon's RPC answers, written when it listens
     HOME/node.lock              held (flock) by the running daemon
 """
@@ -88,6 +88,11 @@ class Home:
     def data_path(self) -> Path:
         """LevelDB's folder."""
         return self.root / "data"
+
+    @property
+    def snapshots_path(self) -> Path:
+        """Snapshots of the ledger's state (`node.snapshot.files`)."""
+        return self.root / "snapshots"
 
     @property
     def blobs_path(self) -> Path:

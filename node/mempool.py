@@ -6,7 +6,7 @@ otherwise is refused with a typed error; what expires or is overtaken by the led
 """
 
 import heapq
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -85,6 +85,10 @@ class Mempool:
     _duty_bytes: dict[bytes, int] = field(default_factory=dict)
     # (worth, sender), lowest first; an entry that its line has left behind is skipped where it is met.
     _cheapest: list[tuple[int, bytes]] = field(default_factory=list)
+    # Senders whose lines changed since the pool was last full; those that are gone are kept out of the order.
+    _unpriced: set[bytes] = field(default_factory=set)
+    # (valid_until, hash), soonest first; an entry whose transaction left earlier is skipped where it is met.
+    _expiries: list[tuple[int, bytes]] = field(default_factory=list)
     _dropped: dict[bytes, Drop] = field(default_factory=dict)
     _count: int = 0
     _bytes: int = 0
@@ -192,6 +196,7 @@ class Mempool:
         Never one that `pooled` follows: behind it, `pooled` is worth no more than that line.
         """
         worth = self._worth_with(pooled, nonce_next)
+        self._put_in_order()
         while self._cheapest:
             least, owner = self._cheapest[0]
             line = self._lines_by_sender.get(owner)
@@ -216,10 +221,16 @@ class Mempool:
         self._dropped[pooled.tx_hash] = reason
 
     def _price(self, sender: bytes) -> None:
-        """Put a line that changed where it belongs in the order of worth."""
-        line = self._lines_by_sender.get(sender)
-        if line is not None:
-            heapq.heappush(self._cheapest, (line.worth, sender))
+        """Note that a line changed: what it is worth is asked only where the pool is full (`_put_in_order`)."""
+        self._unpriced.add(sender)
+
+    def _put_in_order(self) -> None:
+        """Put the lines that changed where they belong in the order of worth."""
+        for sender in self._unpriced:
+            line = self._lines_by_sender.get(sender)
+            if line is not None:
+                heapq.heappush(self._cheapest, (line.worth, sender))
+        self._unpriced.clear()
         if len(self._cheapest) > 2 * len(self._lines_by_sender) + 64:
             self._cheapest = [(line.worth, owner) for owner, line in self._lines_by_sender.items()]
             heapq.heapify(self._cheapest)
@@ -265,36 +276,46 @@ class Mempool:
         already_proposed: Container[bytes],
     ) -> bool:
         """Whether `select` would choose anything."""
+        if all(tx_hash in already_proposed for tx_hash in self._by_hash):
+            return False  # without a look at each line, which is what waiting for a commit would cost again and again
         lines = self._lines(next_nonce, includable, already_proposed)
         return any(next(line, None) is not None for line in lines)
 
     def settle(
-        self, executed: Container[bytes], next_nonce: Callable[[bytes], int], height: int
+        self,
+        executed: Collection[bytes],
+        next_nonce: Callable[[bytes], int],
+        height: int,
+        changed: Iterable[bytes] | None = None,
     ) -> list[bytes]:
-        """Drop what a block executed, what the ledger has overtaken, and what expired; return the hashes."""
-        gone = [
-            pooled
-            for line in self._duties.values()
-            for pooled in line.values()
-            if pooled.tx_hash in executed or pooled.transaction.valid_until <= height
-        ]
-        for sender, line in self._lines_by_sender.items():
-            expected = next_nonce(sender)
-            moved, line.expected = expected != line.expected, expected
-            over = [
-                pooled
-                for nonce, pooled in line.waiting.items()
-                if nonce < expected or pooled.tx_hash in executed or pooled.transaction.valid_until <= height
-            ]
-            for pooled in over:
-                if pooled.tx_hash not in executed and pooled.transaction.valid_until > height:
+        """Drop what a block executed, what the ledger has overtaken, and what expired; return the hashes.
+
+        `changed` are the accounts that the block changed, so that only their lines are looked at; None: any may have.
+        """
+        gone = {tx_hash: self._by_hash[tx_hash] for tx_hash in executed if tx_hash in self._by_hash}
+        gone |= self._expired(height)
+        for sender in tuple(self._lines_by_sender) if changed is None else changed:
+            line = self._lines_by_sender.get(sender)
+            if line is None or (expected := next_nonce(sender)) == line.expected:
+                continue
+            line.expected = expected
+            self._price(sender)
+            for nonce, pooled in line.waiting.items():
+                if nonce < expected and pooled.tx_hash not in gone:
+                    gone[pooled.tx_hash] = pooled
                     self._remember(pooled, Drop.REPLACED)
-            gone += over
-            if moved and not over:
-                self._price(sender)
-        for pooled in gone:
+        for pooled in gone.values():
             self._remove(pooled)
-        return [pooled.tx_hash for pooled in gone]
+        return list(gone)
+
+    def _expired(self, height: int) -> dict[bytes, Pooled]:
+        """What may not execute after this height."""
+        found: dict[bytes, Pooled] = {}
+        while self._expiries and self._expiries[0][0] <= height:
+            _, tx_hash = heapq.heappop(self._expiries)
+            if (pooled := self._by_hash.get(tx_hash)) is not None:
+                found[tx_hash] = pooled
+        return found
 
     def next_nonce(self, sender: bytes, executed: int) -> int:
         """The first nonce from `executed` on that none of the sender's waiting transactions has."""
@@ -331,6 +352,10 @@ class Mempool:
         transaction, size_bytes = pooled.transaction, len(pooled.raw)
         sender = transaction.sender
         self._by_hash[pooled.tx_hash] = pooled
+        heapq.heappush(self._expiries, (transaction.valid_until, pooled.tx_hash))
+        if len(self._expiries) > 2 * len(self._by_hash) + 64:
+            self._expiries = [(row.transaction.valid_until, name) for name, row in self._by_hash.items()]
+            heapq.heapify(self._expiries)
         if pooled.duty:
             self._duties.setdefault(sender, {})[pooled.tx_hash] = pooled
             self._duty_bytes[sender] = self._duty_bytes.get(sender, 0) + size_bytes
@@ -356,9 +381,11 @@ class Mempool:
         line.fees -= pooled.transaction.fee
         self._count -= 1
         self._bytes -= size_bytes
-        if not line.waiting:
+        if line.waiting:
+            self._price(sender)
+        else:
             del self._lines_by_sender[sender]
-        self._price(sender)
+            self._unpriced.discard(sender)
 
 
 def _in_nonce_order(

@@ -115,6 +115,7 @@ class Metrics:
             "rpc_requests", "Calls by method and by the name of their error code, or OK", "method", "code"
         )
         self._rpc_seconds = self._histogram("rpc_request_seconds", "Time that calls took", _SECONDS, "method")
+        self._called: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._refusals = self._counter(
             "rpc_refusals", "Requests and connections refused before a call, by reason", "reason"
         )
@@ -152,8 +153,14 @@ class Metrics:
 
     def called(self, method: str, code: str, seconds: float) -> None:
         """A call was answered. ``method`` is one of the table or "unknown", ``code`` an error code's name or "OK"."""
-        self._rpc_requests.labels(method, code).inc()
-        self._rpc_seconds.labels(method).observe(seconds)
+        known = self._called.get((method, code))
+        if known is None:  # both are of few values, and asking for labels takes longer than counting
+            known = self._called[method, code] = (
+                self._rpc_requests.labels(method, code),
+                self._rpc_seconds.labels(method),
+            )
+        known[0].inc()
+        known[1].observe(seconds)
 
     def refused(self, reason: str) -> None:
         """A request or connection was refused before any call: ``reason`` is an error code's name."""

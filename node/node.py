@@ -5,7 +5,8 @@
 The tasks share one trio thread, so a method that does not await is atomic to all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
@@ -13,12 +14,12 @@ import trio
 
 from consensus.beacon import BeaconChain
 from consensus.codec import encode
-from consensus.effects import Behind, FetchBlock, FetchPayload, Misbehaved, RequestPayload
+from consensus.effects import Behind, FetchBlock, FetchPayload, HelpEpoch, Misbehaved, RequestPayload
 from consensus.errors import ConsensusError
 from consensus.inputs import Executed, MessageReceived, PayloadAvailable, PayloadPending
-from consensus.messages import decode_message
+from consensus.messages import HandoverMessage, SyncMessage, decode_message, encode_message
 from consensus.replica import Replica
-from consensus.types import Block
+from consensus.types import Block, is_boundary
 from node.artefacts import Artefacts, hold_shipped_base
 from node.backend import DaemonBackend
 from node.clock import ClockWatch, moved_ms, now_ms
@@ -26,25 +27,44 @@ from node.config import Config
 from node.directory import make_directory
 from node.driver import Driver, DriverPorts
 from node.duties import Duties, forget_opening
+from node.epochs import Epochs, first_row
+from node.evidence import EvidenceReporter
 from node.executor import ExecutedBlock, Executor, SharedVerifier
-from node.fetch import Fetcher, check_batch, store_batch
+from node.fetch import Fetcher, read_batch
 from node.home import Home, write_atomic
 from node.intake import Intake
 from node.keeper import Keeper, loose_limits
-from node.ledger.batch import BATCH_BYTES_MAX, BATCH_ITEMS_MAX, Item, encode_batch, sign_batch
+from node.ledger.batch import (
+    BATCH_BYTES_MAX,
+    BATCH_ITEMS_MAX,
+    Item,
+    batch_digest,
+    encode_batch,
+    sign_batch,
+)
 from node.ledger.errors import LedgerError
 from node.ledger.genesis import chain_id
-from node.ledger.state import get_batch_window, get_inference, get_validators
+from node.ledger.stakes import get_candidates, get_next_validators, get_stake
+from node.ledger.state import ValidatorSet, get_batch_window, get_inference
 from node.mempool import Mempool, Pooled
 from node.metrics import Metrics
 from node.network import Limits, NetworkConfig, PeerAddress, PeerEvent
-from node.network.errors import NetworkError
+from node.network.errors import NetworkError, UnknownPeer
 from node.network.network import Network
 from node.observe import MeteredWorker, Observer
+from node.pruning import Pruner
 from node.pushed import PushedBatches
 from node.receipts import ReceiptBook
 from node.recompute.process import worker_command
 from node.rpc.server import serve_rpc
+from node.signer.choice import signer_link
+from node.signer.protocol import Status as SignerStatus
+from node.signer.remote import RemoteSigner
+from node.snapshot.fetching import SnapshotClient
+from node.snapshot.files import Shelf
+from node.snapshot.late import Latecomer
+from node.snapshot.making import Maker
+from node.snapshot.plan import install_ready
 from node.startup import (
     BEACON_REVEALS,
     check_validator,
@@ -60,6 +80,7 @@ from node.storage.blobs import BlobStore
 from node.storage.chain import ChainStore
 from node.storage.database import Database
 from node.storage.errors import BlobDigestMismatch
+from node.storage.upkeep import Upkeep
 from node.sync import Sync
 from node.wire import (
     Frame,
@@ -79,12 +100,16 @@ BATCH_OVERHEAD_BYTES = 96 << 10
 # How often batches that nothing used are looked for.
 EXPIRY_HEIGHTS = 100
 BATCH_ENVELOPE_BYTES = 256
+# Most that a transaction without storage receipts takes in a batch beside its own bytes.
+ITEM_BYTES = 8
 PUBLISH_TIMEOUT_S = 2.0
 # How long a validator that comes back listens before it starts something: an idle chain is heard once in a heartbeat.
 LISTEN_HEARTBEATS = 2
 FRESH_CHAIN_MS = 60_000
 # Looking through the pool takes time, and a busy network changes it hundreds of times a second.
 PAYLOAD_DELAY_S = 0.005
+# Between two announcements of this node; the last block of a busy time is announced once it has passed.
+ANNOUNCE_PAUSE_S = 0.5
 LOOK_HEIGHTS = 8
 RPC_END_S_MAX = 1.0
 
@@ -100,15 +125,27 @@ class Node:
         self._database = Database(home.data_path / "chain")
         self.store = ChainStore(self._database)
         document = load_genesis(home)
-        if self.validator:
+        signs = self.identity.consensus_seed is not None
+        if signs:
             refuse_lost_record(home, self.store, chain_id(document))
         genesis = open_chain(self.store, document)
         self.chain_id = genesis.header.chain_id
-        self.epoch = genesis.header.epoch
-        self.directory = make_directory(get_validators(self.store))
-        check_validator(self.identity, self.directory.validators)
-        if self.validator:
-            guard_record(home, self.store, self.chain_id, self.epoch)
+        self.upkeep = Upkeep(self._database, self.store)
+        self.shelf = Shelf(home.snapshots_path, config.storage.snapshots_kept)
+        every = document.params.snapshot_heights
+        installed = install_ready(self.store, self.upkeep, self.shelf.incoming(), self.chain_id, every)
+        if installed is not None:
+            log.info("snapshot_installed", height=installed)
+        first = first_row(genesis, ValidatorSet(document.validators))
+        self.epochs = Epochs(self.store, self.chain_id, first, dynamic=bool(document.params.epoch_heights))
+        self.epochs.begin_next()  # where the process ended right before it
+        self.directory = make_directory(self.epochs.current.validators)
+        if not self.epochs.dynamic:
+            check_validator(self.identity, self.directory.validators)
+        if signs:
+            guard_record(home, self.store, self.chain_id, self.epochs.current.number)
+        self.signer = signer_link(home, config, self.identity, self.chain_id, self.epochs)
+        self._beacon: BeaconChain | None = None
         self.blobs = BlobStore(home.blobs_path, config.storage.blobs_bytes_max, loose_limits(config.storage))
         self.mempool = Mempool(config.mempool)
         self.network = Network(
@@ -119,9 +156,19 @@ class Node:
         )
         verifier = SharedVerifier()
         fetcher = Fetcher(self.network, self.store, self.blobs, self.chain_id)
-        self.executor = Executor(self.store, self.chain_id, self._make_available, self._on_executed, verifier)
+        shelf = self.shelf if config.storage.snapshots_kept else None
+        self.snapshots = Maker(self.store, self.upkeep, self.chain_id, every, shelf)
+        self.executor = Executor(
+            self.store,
+            self.chain_id,
+            self._make_available,
+            self._on_executed,
+            verifier,
+            self.epochs,
+            self.snapshots,
+        )
         self.driver = Driver(
-            self._replica(genesis),
+            self._replica(),
             self.store,
             self._ports(),
             listen_ms=self._listen_ms(genesis),
@@ -133,11 +180,27 @@ class Node:
             fetcher,
             self.executor,
             self.directory,
+            self.epochs,
             self.chain_id,
             self.driver.tell,
             self.driver.tell_and_wait,
-            self.driver.replica.uncommitted_chain,
-            lead_blocks_min=1 if self.identity.consensus_seed is None else 16,
+            lambda block_id, known_height: self.driver.replica.uncommitted_chain(block_id, known_height),
+            lead_blocks_min=lambda: 16 if self.votes else 1,
+            shelf=shelf,
+            late=Latecomer(
+                self.store,
+                SnapshotClient(self.network, self.chain_id, first, self.shelf.incoming()),
+                config.sync,
+                every,
+            ).consider,
+        )
+        self.pruner = Pruner(
+            self.store,
+            self.upkeep,
+            self.shelf,
+            document.params,
+            config.storage.retain_heights,
+            self._ordered_payload,
         )
         self.intake = Intake(
             self.identity,
@@ -173,6 +236,14 @@ class Node:
             self.intake.submit,
             self._start,
         )
+        self.evidence = EvidenceReporter(
+            self.identity,
+            self.chain_id,
+            self.store,
+            self.intake.next_nonce,
+            self.intake.submit,
+            self._start,
+        )
         self.fetcher = fetcher
         self.stopping = trio.Event()
         self._rpc_ended: trio.Event | None = None
@@ -187,13 +258,20 @@ class Node:
         self._background: trio.Nursery | None = None
         self._background_tasks = 0
         self._payload_told_soon = False
+        self._announcing = False
+        self._announce_from_s = 0.0
         self._fetching_payload: set[bytes] = set()
         self._fetching_blocks: set[bytes] = set()
 
     @property
     def validator(self) -> bool:
-        """Whether this node votes."""
-        return self.identity.consensus_seed is not None
+        """Whether this node has a validator's keys; it votes in the epochs whose set names it."""
+        return self.identity.consensus_key is not None
+
+    @property
+    def votes(self) -> bool:
+        """Whether this node is one of the current epoch's validators."""
+        return self.identity.consensus_key in self.directory.peer_of
 
     def peer_address(self, peer_id: str) -> str:
         """The multiaddr a peer is configured at; empty for one that dialled us."""
@@ -205,30 +283,38 @@ class Node:
 
     def close(self) -> None:
         """Release the database."""
+        if self.signer is not None:
+            self.signer.close()
         self._database.close()
 
     # --- life ---
 
     async def run(self, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; reports the RPC's URL once everything listens."""
+        if self.epochs.dynamic:
+            self._follow_validators()
         self.executor.recover()
+        self.snapshots.recover()
         await trio.to_thread.run_sync(self.keeper.recall, self.executor.head.height)
         await hold_shipped_base(self.artefacts)
-        async with trio.open_nursery() as nursery, trio.open_nursery() as background:
-            self._background = background
+        async with trio.open_nursery() as nursery, self._small_tasks():
             await nursery.start(self.network.run)
             nursery.start_soon(self._receive_frames)
             nursery.start_soon(self._receive_gossip)
             nursery.start_soon(self.intake.run_inbox)
+            nursery.start_soon(self.intake.run_gossip)
+            if self.signer is not None:
+                nursery.start_soon(self.signer.run, self._on_signer)
             nursery.start_soon(self.driver.run)
             nursery.start_soon(self.executor.run)
+            nursery.start_soon(self.snapshots.run)
             nursery.start_soon(self.sync.run)
+            nursery.start_soon(self.pruner.run)
             if self.validator:
                 nursery.start_soon(self._run_worker)
                 nursery.start_soon(self.intake.run_repeats)
-                self.duties.look(self.executor.head.height)
-            else:
-                nursery.start_soon(self.intake.run_gossip)
+                if self.votes:
+                    self.duties.look(self.executor.head.height)
             url = await nursery.start(self._serve_rpc)
             write_atomic(self.home.rpc_url_path, f"{url}\n".encode(), mode=0o644)
             log.info("listening", rpc=url, p2p=str(self.network.address), height=self.executor.head.height)
@@ -252,6 +338,16 @@ class Node:
         await self.executor.progress()
         await self.worker.run()
 
+    @asynccontextmanager
+    async def _small_tasks(self) -> AsyncIterator[None]:
+        """Where `_start` puts tasks. A daemon that ends has none: others' last steps may still ask for one."""
+        async with trio.open_nursery() as background:
+            self._background = background
+            try:
+                yield
+            finally:
+                self._background = None
+
     def _start(self, task: Callable[..., Any], *args: object) -> bool:
         """Run a bounded number of small tasks beside the others; False past the bound: it has to be asked for again."""
         if self._background is None or self._background_tasks >= BACKGROUND_TASKS_MAX:
@@ -273,7 +369,7 @@ class Node:
         section = self.config.network
         mesh = tuple(PeerAddress.parse(text) for text in section.mesh_peers)
         gossip = tuple(PeerAddress.parse(text) for text in section.gossip_peers)
-        allowed = {entry.peer_id for entry in self.directory.validators.validators}
+        allowed = {entry.peer_id for entry in self.epochs.genesis.validators.validators}
         return NetworkConfig(
             key_seed=self.identity.node_seed,
             chain_id=self.chain_id,
@@ -293,17 +389,41 @@ class Node:
             ),
         )
 
-    def _replica(self, genesis: Block) -> Replica:
-        settings = consensus_config(self.config)
-        beacon_seed = self.identity.beacon_seed
+    def _replica(self) -> Replica:
+        """The current epoch's replica; an observer's where this node is not in the set."""
+        settings, epoch = consensus_config(self.config), self.epochs.current
+        recovered = recovered_state(self.store, epoch, settings)
+        signer = None
+        if self.signer is not None and self.votes:
+            signer = RemoteSigner(self.signer, epoch.number, recovered.record)
         return Replica(
-            self.directory.consensus_set(genesis.header.epoch),
-            genesis,
+            epoch.consensus_set,
+            epoch.start,
             settings,
-            seed=self.identity.consensus_seed,
-            beacon=None if beacon_seed is None else BeaconChain(beacon_seed, BEACON_REVEALS),
-            recovered=recovered_state(self.store, settings),
+            seed=self.identity.consensus_seed if self.votes else None,
+            signer=signer,
+            beacon=self._beacon_chain() if self.votes else None,
+            recovered=recovered,
         )
+
+    def _on_signer(self, status: SignerStatus) -> None:
+        """The signer is there (again): take the certificates that its signatures rely on, and ask for what is due."""
+        info = status.certificates
+        if info is None or status.record.epoch != self.epochs.current.number:
+            info = self.driver.replica.sync_info
+        self.driver.tell(MessageReceived(None, SyncMessage(info), now_ms()))
+
+    def _beacon_chain(self) -> BeaconChain | None:
+        """The chain that this validator's anchor ends, or None: without it a validator votes but never leads."""
+        if self.identity.beacon_seed is None:
+            return None
+        if self._beacon is None:
+            self._beacon = BeaconChain(self.identity.beacon_seed, BEACON_REVEALS)
+        entry = self.directory.validators.by_account(self.identity.account)
+        if entry is None or entry.beacon_anchor != self._beacon.anchor:
+            log.error("beacon_not_anchored", remedy="openledger tx validator-anchor")
+            return None
+        return self._beacon
 
     def _listen_ms(self, genesis: Block) -> int:
         """How long to listen before starting anything: not at all with a key that cannot have signed on this chain yet."""
@@ -319,6 +439,7 @@ class Node:
             fetch_block=self._fetch_block,
             behind=self._behind,
             misbehaved=self._misbehaved,
+            help_epoch=self._help_epoch,
         )
 
     # --- effects of the replica ---
@@ -327,6 +448,11 @@ class Node:
         if to is None:
             self.network.broadcast(Frame.CONSENSUS, message)
         elif (peer_id := self.directory.peer_of.get(to)) is not None:
+            self._send_to(peer_id, message)
+
+    def _send_to(self, peer_id: str, message: bytes) -> None:
+        # Who left the mesh, or whose mesh we left, with an epoch that just ended needs none of its messages.
+        with suppress(UnknownPeer):
             self.network.send(peer_id, Frame.CONSENSUS, message)
 
     def _offer_payload(self, request: RequestPayload) -> tuple[bytes, ...]:
@@ -357,7 +483,9 @@ class Node:
         except LedgerError as error:
             log.error("batch_too_large", transactions=len(items), error=str(error))
             return ()
-        name = store_batch(self.store, data, self.chain_id)
+        name = batch_digest(batch, self.chain_id)
+        self.store.put_batch(name, data)
+        self.executor.remember_batch(name, batch)
         self.network.broadcast(Frame.BATCH, data)
         return (name,)
 
@@ -367,7 +495,7 @@ class Node:
         size = BATCH_ENVELOPE_BYTES
         for pooled in chosen:
             item = self.intake.item(pooled)
-            size += len(encode(item))
+            size += len(pooled.raw) + ITEM_BYTES if not item[1] else len(encode(item))
             if size > BATCH_BYTES_MAX:
                 break
             items.append(item)
@@ -404,6 +532,49 @@ class Node:
         peer_id = None if effect.peer is None else self.directory.peer_of.get(effect.peer)
         if peer_id is not None:
             self.network.penalise(peer_id, MALFORMED_POINTS, effect.reason)
+        if effect.evidence and self.votes:
+            self.evidence.note(effect.evidence, self.executor.head.height)
+
+    # --- epochs ---
+
+    def _help_epoch(self, effect: HelpEpoch) -> None:
+        """Show a peer that still works in an epoch that ended how it ended."""
+        after = self.epochs.row(effect.epoch + 1)
+        peer_id = self.directory.peer_of.get(effect.to)
+        if peer_id is not None and after is not None and after.handover is not None:
+            self._send_to(peer_id, encode_message(HandoverMessage(after.handover)))
+
+    def _change_epoch(self) -> None:
+        """The epoch's last block has been executed: go on under the set that it hands over to."""
+        if not self.epochs.begin_next():
+            return
+        epoch = self.epochs.current
+        self.directory.install(epoch.validators)
+        if self.signer is not None:
+            # A new connection begins with the hand-overs that the signer has not heard of.
+            self.signer.drop("an epoch began")
+        self.driver.succeed(self._replica())
+        log.info(
+            "epoch_began",
+            epoch=epoch.number,
+            height=epoch.start.height,
+            validators=len(epoch.validators.validators),
+            votes=self.votes,
+        )
+
+    def _follow_validators(self) -> None:
+        """Keep direct streams with the validators of this epoch and, once it is frozen, of the next; none as an observer.
+
+        Candidates are let in: they have to come up with the chain before they can be chosen.
+        """
+        candidates = (get_stake(self.store, account) for account in get_candidates(self.store))
+        self.network.admit(stake.peer_id for stake in candidates if stake is not None)
+        entries = [*self.directory.validators.validators]
+        following = get_next_validators(self.store)
+        if following is not None:
+            entries += following.validators
+        peers = {entry.peer_id for entry in entries}
+        self.network.set_mesh(peers if self.network.peer_id in peers else ())
 
     # --- what peers send ---
 
@@ -434,13 +605,14 @@ class Node:
         entry = None if key is None else self.directory.validators.by_consensus_key(key)
         if entry is None:
             raise WireError("a batch from a peer that is no validator")
-        name = check_batch(data, self.chain_id, author=entry.account)
+        name, batch = read_batch(data, self.chain_id, author=entry.account)
         if self.store.batch(name) is None:
             if not self._pushed.add(entry.account, name, len(data), self.executor.head.height):
                 if self._pushed.worth_telling(entry.account, self.executor.head.height):
                     log.warning("batch_not_taken", author=entry.account.hex(), reason="its quota is used up")
                 return
             self.store.put_batch(name, data)
+            self.executor.remember_batch(name, batch)
             # Once: a peer that repeats itself must not fill the driver's queue. Consensus asks for what it forgot.
             self.driver.tell(PayloadAvailable(name, now_ms()))
 
@@ -473,9 +645,23 @@ class Node:
         self._executed_ms = now_ms()
         self.observer.executed(done)
         self.driver.tell(
-            Executed(head.height, head.block_id, head.state_digest, head.accumulator_root, now_ms())
+            Executed(
+                head.height,
+                head.block_id,
+                head.state_digest,
+                head.accumulator_root,
+                now_ms(),
+                done.next_validators_hash,
+                done.snapshot_root,
+            )
         )
+        if is_boundary(header):
+            self._change_epoch()
+        if done.validators_changed:
+            self._follow_validators()
+        self.evidence.look(head.height)
         self._pushed.used(header.payload)
+        self.pruner.executed(head.height)
         if head.height % EXPIRY_HEIGHTS == 0:
             self._expire_batches(head.height)
         self._clock_watch.note_moved(moved_ms())
@@ -487,12 +673,12 @@ class Node:
         self.intake.settle(done)
         self._payload_changed()
         # While more blocks wait, what this one asks for may be long over: the last of them, or one of many, is looked at.
-        if self.validator and (not self.executor.waiting_blocks or head.height % LOOK_HEIGHTS == 0):
+        if self.votes and (not self.executor.waiting_blocks or head.height % LOOK_HEIGHTS == 0):
             self.duties.look(head.height)
         for inference in done.audits_ended:
             self._start(self._forget_opening, inference)
         if header.proposer == self.identity.consensus_key:
-            self._start(self._announce)
+            self._announce_soon()
 
     def _expire_batches(self, height: int) -> None:
         """Remove old batches that no block came to use; what a block in flight names stays."""
@@ -517,7 +703,17 @@ class Node:
         if record is not None and record.blob_digest and not self.keeper.refers(record.blob_digest):
             await trio.to_thread.run_sync(forget_opening, self.blobs, record)
 
-    async def _announce(self) -> None:
+    def _announce_soon(self) -> None:
+        """Say how far this node has come, soon: gossip costs every node milliseconds, so blocks that follow at once go together."""
+        if not self._announcing:
+            self._announcing = self._start(
+                self._announce, max(0.0, self._announce_from_s - trio.current_time())
+            )
+
+    async def _announce(self, delay_s: float) -> None:
+        await trio.sleep(delay_s)
+        self._announcing = False
+        self._announce_from_s = trio.current_time() + ANNOUNCE_PAUSE_S
         try:
             data = encode_announcement(self.sync.announcement())
             await self.network.publish(Topic.BLOCKS, data, PUBLISH_TIMEOUT_S)

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 SILENCE_MS_MAX = 15_000
 """A node that executed nothing for so long is not ready: several heartbeats and view changes."""
 
+STUCK_TIMEOUTS = 5
+"""With transactions that wait, so many of a round's first timeouts without a block are too long already."""
+
+BLOCKS_WAITING_MAX = 64
+"""More committed blocks than this wait for execution only where it does not keep up."""
+
+DISK_FREE_BYTES_MIN = 64 << 20
+"""With less room the next write may fail, and the node ends at the first that does."""
+
 DISK_LOOK_S_MIN = 60.0
 """How often the disk is looked at at most: a store of many blobs takes a while to count."""
 
@@ -33,7 +42,9 @@ class Standing:
     """What decides whether a node is ready.
 
     ``diverged_height`` is where the node's committed state differs from the quorum's, or None. ``silence_ms`` is the time
-    since a block was executed; ``blocks_waiting`` are committed and not executed, ``transactions_waiting`` in the mempool.
+    since a block was executed; ``blocks_waiting`` are committed and not executed, ``transactions_waiting`` in the mempool;
+    ``signer_problem`` is what keeps a validator's signer from signing, empty where nothing does or the daemon signs itself.
+    While blocks or transactions wait ``pending_silence_ms_max`` is the longest silence.
     """
 
     stopping: bool
@@ -44,6 +55,9 @@ class Standing:
     silence_ms: int
     blocks_waiting: int
     transactions_waiting: int
+    signer_problem: str = ""
+    pending_silence_ms_max: int = SILENCE_MS_MAX
+    disk_free_bytes: int = DISK_FREE_BYTES_MIN
 
 
 def not_ready_reason(standing: Standing) -> str:
@@ -56,9 +70,17 @@ def not_ready_reason(standing: Standing) -> str:
         return "catching up with the chain"
     if not standing.quorum_connected:
         return "no quorum of validators is connected"
-    if standing.silence_ms > SILENCE_MS_MAX:
+    if standing.disk_free_bytes < DISK_FREE_BYTES_MIN:
+        return f"the disk is full: {standing.disk_free_bytes >> 20} MiB are free"
+    if standing.blocks_waiting > BLOCKS_WAITING_MAX:
+        return f"execution is {standing.blocks_waiting} committed blocks behind"
+    waits = standing.blocks_waiting or standing.transactions_waiting
+    silence_ms_max = standing.pending_silence_ms_max if waits else SILENCE_MS_MAX
+    if standing.silence_ms > silence_ms_max:
         waiting = f"{standing.blocks_waiting} committed blocks and {standing.transactions_waiting} transactions wait"
         return f"nothing was executed for {standing.silence_ms // 1000} s; {waiting}"
+    if standing.signer_problem:
+        return f"this validator does not vote, its signer does not answer: {standing.signer_problem}"
     if standing.stalled:
         return f"consensus is stalled; {standing.transactions_waiting} transactions wait"
     return ""
@@ -81,6 +103,9 @@ def standing_of(node: Node, connected: frozenset[str]) -> Standing:
         silence_ms=node.silence_ms(),
         blocks_waiting=node.executor.waiting_blocks,
         transactions_waiting=len(node.mempool),
+        pending_silence_ms_max=min(SILENCE_MS_MAX, STUCK_TIMEOUTS * node.config.consensus.timeout_ms_base),
+        disk_free_bytes=shutil.disk_usage(node.home.root).free,
+        signer_problem="" if node.signer is None or not node.votes else node.signer.problem,
     )
 
 

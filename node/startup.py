@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,6 +15,7 @@ from consensus.safety import SafetyRecord, record_from_bytes
 from consensus.types import Block, genesis_block
 from node.config import Config
 from node.directory import Identity
+from node.epochs import EpochRow
 from node.errors import ConfigInvalid
 from node.home import Home, write_atomic
 from node.keys import PlainKey, check_folder, load_seed, read_key
@@ -45,31 +47,56 @@ def load_identity(home: Home, config: Config) -> Identity:
             folder=str(home.node_key_path.parent),
             remedy="openledger keys encrypt --node",
         )
+    remote = _signer_key(home, config)
     return Identity(
         node_seed=load_seed(home.node_key_path, unlock),
         account_seed=load_seed(home.account_key_path, unlock),
-        consensus_seed=load_seed(home.consensus_key_path, unlock) if validator else None,
+        consensus_seed=load_seed(home.consensus_key_path, unlock) if validator and not remote else None,
         beacon_seed=load_seed(home.beacon_key_path, unlock) if validator else None,
+        signer_key=remote,
     )
+
+
+def _signer_key(home: Home, config: Config) -> bytes:
+    """The validator id that a signer elsewhere signs with; empty where this process signs, or is no validator."""
+    section = config.signer
+    if not section.socket or not config.node.validator:
+        return b""
+    if not section.public_key:
+        raise ConfigInvalid(
+            "signer.public_key", "the key that signs at signer.socket, 64 lowercase hex digits"
+        )
+    if home.consensus_key_path.exists():
+        # One key and two records: whichever process used this one would know nothing of what the other signed.
+        raise ConfigInvalid(
+            "signer.socket",
+            f"no key in {home.consensus_key_path} beside it; `openledger signer init --take-over` moves it",
+        )
+    return bytes.fromhex(section.public_key)
 
 
 def load_genesis(home: Home) -> Genesis:
     """Read the chain's genesis; raises ConfigInvalid, GenesisError, ParameterError."""
-    with home.genesis_path.open("rb") as file:
+    return read_genesis(home.genesis_path)
+
+
+def read_genesis(path: Path) -> Genesis:
+    """Read a chain's genesis.json; raises as `load_genesis` does, and OSError."""
+    with path.open("rb") as file:
         data = file.read(GENESIS_BYTES_MAX + 1)
     if len(data) > GENESIS_BYTES_MAX:
-        raise ConfigInvalid(str(home.genesis_path), f"at most {GENESIS_BYTES_MAX} bytes")
+        raise ConfigInvalid(str(path), f"at most {GENESIS_BYTES_MAX} bytes")
     try:
         values: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ConfigInvalid(str(home.genesis_path), f"JSON ({error})") from error
+        raise ConfigInvalid(str(path), f"JSON ({error})") from error
     if not isinstance(values, Mapping):
-        raise ConfigInvalid(str(home.genesis_path), "a JSON object")
+        raise ConfigInvalid(str(path), "a JSON object")
     return genesis_from_dict(values)
 
 
-def open_chain(store: ChainStore, genesis: Genesis) -> Block:
-    """Write the genesis into a new store, or check that an old one is of this chain; returns the genesis block."""
+def first_head(genesis: Genesis) -> tuple[Block, dict[bytes, bytes], ExecutedHead]:
+    """Return the chain's first block, the state after it, and how far the ledger has come with it."""
     chain = chain_id(genesis)
     state = genesis_state(genesis)
     lthash = lthash_of(state)
@@ -77,9 +104,14 @@ def open_chain(store: ChainStore, genesis: Genesis) -> Block:
     accumulator = Accumulator()
     root = accumulator_root(accumulator)
     block = genesis_block(chain, digest, timestamp_ms=genesis.timestamp_ms, receipts_accumulator=root)
-    stored = store.chain_id()
+    return block, state, ExecutedHead(0, block.id, digest, root, lthash, encode_accumulator(accumulator))
+
+
+def open_chain(store: ChainStore, genesis: Genesis) -> Block:
+    """Write the genesis into a new store, or check that an old one is of this chain; returns the genesis block."""
+    block, state, head = first_head(genesis)
+    chain, stored = block.header.chain_id, store.chain_id()
     if stored is None:
-        head = ExecutedHead(0, block.id, digest, root, lthash, encode_accumulator(accumulator))
         store.create(chain, block, state, head)
     elif stored != chain:
         raise StorageError(
@@ -141,6 +173,7 @@ def guard_record(home: Home, store: ChainStore, chain: bytes, epoch: int) -> Non
 
 
 def _safety_record(store: ChainStore, epoch: int) -> SafetyRecord | None:
+    """Read the safety record, of this epoch or an earlier one; raises SafetyRecordUnusable."""
     data = store.safety_record()
     if data is None:
         return None
@@ -149,15 +182,15 @@ def _safety_record(store: ChainStore, epoch: int) -> SafetyRecord | None:
         record = record_from_bytes(data)
     except CodecError as error:
         raise SafetyRecordUnusable(f"the safety record is damaged ({error})", remedy) from error
-    if record.epoch != epoch:
+    if record.epoch > epoch:
         raise SafetyRecordUnusable(
             f"the safety record is of epoch {record.epoch}, the chain in {epoch}", remedy
         )
     return record
 
 
-def recovered_state(store: ChainStore, config: ConsensusConfig) -> RecoveredState:
-    """Read back what the replica has to know of its earlier life."""
+def recovered_state(store: ChainStore, epoch: EpochRow, config: ConsensusConfig) -> RecoveredState:
+    """Read back what the replica of the current epoch has to know of its earlier life."""
     height = store.committed_height()
     committed = store.block_at(height)
     if committed is None:
@@ -169,13 +202,26 @@ def recovered_state(store: ChainStore, config: ConsensusConfig) -> RecoveredStat
     for past in range(max(1, first, executed - RESULTS_MAX), executed + 1):
         outcome = store.outcome(past)
         if outcome is not None:
-            results.append(ExecutionResult(past, outcome.state_digest, outcome.accumulator_root))
+            results.append(
+                ExecutionResult(
+                    past,
+                    outcome.state_digest,
+                    outcome.accumulator_root,
+                    outcome.next_validators_hash,
+                    outcome.snapshot_root,
+                )
+            )
+    if committed.header.epoch > epoch.number:
+        raise StorageError(
+            f"block {height} is of epoch {committed.header.epoch}, which is not in the database"
+        )
+    begun = committed.header.epoch == epoch.number
     return RecoveredState(
-        record=_safety_record(store, committed.header.epoch),
+        record=_safety_record(store, epoch.number),
         certificates=store.certificates(),
-        committed=committed,
-        proof=store.proof_at(height),
-        reveals=store.reveals(),
+        committed=committed if begun else epoch.start,
+        proof=store.proof_at(height) if begun else None,
+        reveals=store.reveals() if begun else epoch.reveals,
         blocks=store.uncommitted_blocks(),
         executed=tuple(results),
     )
@@ -190,4 +236,5 @@ def consensus_config(config: Config) -> ConsensusConfig:
         timeout_ms_max=section.timeout_ms_max,
         heartbeat_ms=section.heartbeat_ms,
         drift_ms_max=section.drift_ms_max,
+        vote_fanout="collector" if section.vote_fanout == "collector" else "all",
     )

@@ -18,6 +18,9 @@ RANGE_BLOCKS_MAX = 64
 RANGE_BYTES_MAX = 6 << 20
 BATCH_REQUEST_MAX = 64
 ID_BYTES = 32
+EPOCH_ROWS_MAX = 64
+EPOCH_ROWS_BYTES_MAX = 4 << 20
+SNAPSHOT_OFFER_BYTES_MAX = 2 << 20
 
 
 class Frame(IntEnum):
@@ -37,6 +40,9 @@ class Request(IntEnum):
     RANGE = 3
     BATCH = 4
     BLOB = 5
+    SNAPSHOT = 6
+    CHUNK = 7
+    EPOCHS = 8
 
 
 class Topic:
@@ -71,6 +77,15 @@ class BlockRange:
     """Consecutive committed blocks, oldest first, and the proof that the last of them is committed."""
 
     blocks: tuple[SyncedBlock, ...]
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOffer:
+    """A snapshot's manifest, a committed block whose header carries its root, and the proof of that block; all encoded."""
+
+    manifest: bytes
+    block: bytes
     proof: bytes
 
 
@@ -172,6 +187,58 @@ def decode_blob_request(data: bytes) -> tuple[bytes, int]:
         case [bytes(blob_digest), int(offset)] if len(blob_digest) == ID_BYTES and _integers(offset):
             return blob_digest, offset
     raise WireError("expected [blob digest, offset]")
+
+
+def encode_chunk_request(height: int, index: int) -> bytes:
+    """Return the body of a CHUNK request: one chunk of the snapshot at a height."""
+    return codec.encode([height, index])
+
+
+def decode_chunk_request(data: bytes) -> tuple[int, int]:
+    """Return (height, index); raises WireError."""
+    match _decode(data, 64):
+        case [int(height), int(index)] if _integers(height, index):
+            return height, index
+    raise WireError("expected [height, index]")
+
+
+def encode_epochs_request(first: int, count: int) -> bytes:
+    """Return the body of an EPOCHS request: rows of consecutive epochs."""
+    return codec.encode([first, count])
+
+
+def decode_epochs_request(data: bytes) -> tuple[int, int]:
+    """Return (first epoch, how many); raises WireError."""
+    match _decode(data, 64):
+        case [int(first), int(count)] if _integers(first, count) and 1 <= count <= EPOCH_ROWS_MAX:
+            return first, count
+    raise WireError(f"expected [epoch, 1..{EPOCH_ROWS_MAX}]")
+
+
+def encode_epoch_rows(rows: list[bytes]) -> bytes:
+    """Return the answer to an EPOCHS request."""
+    return codec.encode(rows)
+
+
+def decode_epoch_rows(data: bytes) -> list[bytes]:
+    """Return rows, none of them checked yet; raises WireError."""
+    match _decode(data, 2 * EPOCH_ROWS_BYTES_MAX):
+        case list(rows) if len(rows) <= EPOCH_ROWS_MAX and all(isinstance(row, bytes) for row in rows):
+            return rows
+    raise WireError("expected an array of epochs")
+
+
+def encode_snapshot_offer(offer: SnapshotOffer) -> bytes:
+    """Return the answer to a SNAPSHOT request; empty bytes are the answer of a node that has none."""
+    return codec.encode([offer.manifest, offer.block, offer.proof])
+
+
+def decode_snapshot_offer(data: bytes) -> SnapshotOffer:
+    """Return an offer of which nothing is checked yet; raises WireError."""
+    match _decode(data, SNAPSHOT_OFFER_BYTES_MAX):
+        case [bytes(manifest), bytes(block), bytes(proof)]:
+            return SnapshotOffer(manifest, block, proof)
+    raise WireError("expected [manifest, block, proof]")
 
 
 def encode_storage_receipt(receipt: StorageReceiptFrame) -> bytes:

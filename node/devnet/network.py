@@ -32,6 +32,7 @@ VALIDATORS_MIN = 4
 VALIDATORS_MAX = 16
 FULL_NODE = "full-node"
 VALIDATOR_PREFIX = "validator-"
+CANDIDATE_PREFIX = "candidate-"
 
 STAKE = 10_000 * OPEN
 BALANCES = {"trainer": 1_000 * OPEN, "provider": 2_000 * OPEN, "user": 1_000 * OPEN}
@@ -117,22 +118,36 @@ class _Seat:
     address: PeerAddress
     account: bytes
 
+    @property
+    def candidate(self) -> bool:
+        """Whether it has a validator's keys but no seat in the genesis."""
+        return self.name.startswith(CANDIDATE_PREFIX)
 
-def create_network(layout: Layout, validators: int, contributors: Sequence[str]) -> Network:
-    """Make keys, homes, genesis and accounts for ``validators`` validators and one full node.
 
-    Raises `ValidatorCountInvalid`, `node.devnet.errors.PortsExhausted`.
+def create_network(
+    layout: Layout,
+    validators: int,
+    contributors: Sequence[str],
+    *,
+    candidates: int = 0,
+    params: Params = PARAMS,
+) -> Network:
+    """Make keys, homes, genesis and accounts for ``validators`` validators, one full node, and some more homes.
+
+    Candidates have a validator's keys and the money for a stake, and are in nobody's configuration: they register, and
+    wait for an epoch. Raises `ValidatorCountInvalid`, `node.devnet.errors.PortsExhausted`.
     """
     if not VALIDATORS_MIN <= validators <= VALIDATORS_MAX:
         raise ValidatorCountInvalid(validators)
     names = [*(f"{VALIDATOR_PREFIX}{number}" for number in range(1, validators + 1)), FULL_NODE]
+    names += [f"{CANDIDATE_PREFIX}{number}" for number in range(1, candidates + 1)]
     ports = free_ports(2 * len(names))
     seats = [
         _seat(layout, name, ports[2 * position], ports[2 * position + 1])
         for position, name in enumerate(names)
     ]
     accounts = _accounts(layout, [*contributors, *BALANCES])
-    genesis = _genesis([seat for seat in seats if seat.validator], accounts)
+    genesis = _genesis(seats, accounts, params)
     text = json.dumps(genesis_to_dict(genesis), indent=2).encode() + b"\n"
     nodes = []
     for seat in seats:
@@ -146,9 +161,9 @@ def _seat(layout: Layout, name: str, rpc_port: int, p2p_port: int) -> _Seat:
     """Draw a node's keys; `create_home` later keeps the key files that it finds."""
     home = Home(layout.nodes / name)
     home.node_key_path.parent.mkdir(mode=0o700, parents=True)
-    validator = name != FULL_NODE
+    validator = name.startswith(VALIDATOR_PREFIX)
     paths = [home.node_key_path, home.account_key_path]
-    for path in [*paths, home.consensus_key_path, home.beacon_key_path] if validator else paths:
+    for path in paths if name == FULL_NODE else [*paths, home.consensus_key_path, home.beacon_key_path]:
         store_seed(path, generate_seed())
     peer_id = peer_id_of_seed(load_seed(home.node_key_path))
     account = public_key(load_seed(home.account_key_path))
@@ -157,11 +172,11 @@ def _seat(layout: Layout, name: str, rpc_port: int, p2p_port: int) -> _Seat:
 
 def _config(seat: _Seat, seats: Iterable[_Seat]) -> Config:
     """Validators meet one another over direct streams, and the full node over gossip; it meets all of them."""
-    others = [other for other in seats if other.name != seat.name]
+    others = [other for other in seats if other.name != seat.name and not other.candidate]
     mesh = tuple(str(other.address) for other in others if other.validator and seat.validator)
     gossip = tuple(str(other.address) for other in others if not (other.validator and seat.validator))
     return Config(
-        node=NodeSection(moniker=seat.name, validator=seat.validator),
+        node=NodeSection(moniker=seat.name, validator=seat.validator or seat.candidate),
         rpc=RpcSection(host=HOST, port=seat.rpc_port),
         network=NetworkSection(
             listen_host=HOST, listen_port=seat.address.port, mesh_peers=mesh, gossip_peers=gossip
@@ -169,7 +184,7 @@ def _config(seat: _Seat, seats: Iterable[_Seat]) -> Config:
     )
 
 
-def _genesis(validators: Iterable[_Seat], accounts: Iterable[Account]) -> Genesis:
+def _genesis(seats: Sequence[_Seat], accounts: Iterable[Account], params: Params) -> Genesis:
     entries = tuple(
         ValidatorEntry(
             consensus_key=public_key(load_seed(seat.home.consensus_key_path)),
@@ -178,12 +193,12 @@ def _genesis(validators: Iterable[_Seat], accounts: Iterable[Account]) -> Genesi
             stake=STAKE,
             beacon_anchor=BeaconChain(load_seed(seat.home.beacon_key_path), BEACON_REVEALS).anchor,
         )
-        for seat in validators
+        for seat in seats
+        if seat.validator
     )
-    balances = tuple(
-        (account.address, BALANCES.get(account.name, CONTRIBUTOR_BALANCE)) for account in accounts
-    )
-    return make_genesis(CHAIN_NAME, int(time.time() * 1000), entries, balances, PARAMS)
+    balances = [(account.address, BALANCES.get(account.name, CONTRIBUTOR_BALANCE)) for account in accounts]
+    balances += [(seat.account, 2 * STAKE) for seat in seats if seat.candidate]
+    return make_genesis(CHAIN_NAME, int(time.time() * 1000), entries, tuple(balances), params)
 
 
 def _accounts(layout: Layout, names: Iterable[str]) -> list[Account]:

@@ -66,7 +66,7 @@ class Limits:
     negotiation_timeout_ms: int = 5000
     dial_timeout_ms: int = 8000
     redial_delay_ms_min: int = 200
-    redial_delay_ms_max: int = 5000
+    redial_delay_ms_max: int = 2000
     ping_interval_ms: int = 2500
     ping_timeout_ms: int = 8000  # nothing heard for so long: the connection is cut
 

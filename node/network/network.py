@@ -106,6 +106,7 @@ class Network:
         self._own_id = check_peer_id(self.peer_id)
         self._addresses = {peer.peer_id: peer for peer in (*config.mesh_peers, *config.gossip_peers)}
         self._mesh = frozenset(peer.peer_id for peer in config.mesh_peers)
+        self._admitted: frozenset[str] = frozenset()
         self._peers: dict[str, Peer] = {
             peer_id: new_peer(peer_id, limits, mesh=peer_id in self._mesh, configured=True)
             for peer_id in self._addresses
@@ -327,6 +328,10 @@ class Network:
         if not peer.kept and not peer.connected:
             del self._peers[peer.peer_id]
 
+    def admit(self, peer_ids: Iterable[str]) -> None:
+        """Let these strangers in, beside those whom the configuration allows and nobody else; who is connected stays."""
+        self._admitted = frozenset(peer_ids)
+
     def learn_address(self, address: PeerAddress) -> None:
         """Replace the address of a configured peer, from the next dial on. Raises `UnknownPeer`."""
         if address.peer_id not in self._addresses:
@@ -368,7 +373,8 @@ class Network:
             return False
         if peer_id in self._addresses or peer_id in self._mesh:
             return True
-        if self.config.allowed is not None and peer_id not in self.config.allowed:
+        allowed = self.config.allowed
+        if allowed is not None and peer_id not in allowed and peer_id not in self._admitted:
             return False
         strangers = sum(not peer.kept for peer in self._peers.values())
         return strangers < self.config.limits.connections_max - len(self._mesh | self._addresses.keys())

@@ -6,10 +6,12 @@ Keys are a letter and a name:
     u block id       empty: not committed yet   q height     proof that this height is committed
     p batch digest   batch                      o height     outcome of its execution
     s ledger key     ledger value               t tx hash    (height, position) of an executed transaction
+    e number         epoch (`node.epochs`)          n batch digest   height of the last committed block that names it
+    j height         what its execution replaced    x height         root of the snapshot of the state after it
     m name           single values: safety record, certificates, reveals, how far committed and executed
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from consensus import codec
@@ -33,10 +35,12 @@ from node.storage.guard import SafetyGuard
 OUTCOME_BYTES_MAX = 64 << 20
 _SAFETY = b"msafety"
 _CERTIFICATES = b"mcertificates"
-_REVEALS = b"mreveals"
-_COMMITTED = b"mcommitted"
-_EXECUTED = b"mexecuted"
+REVEALS_KEY = b"mreveals"
+COMMITTED_KEY = b"mcommitted"
+EXECUTED_KEY = b"mexecuted"
 _CHAIN_ID = b"mchain_id"
+_EPOCH = b"mepoch"
+PRUNED_KEY = b"mpruned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,17 @@ class ExecutedHead:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What execution of one block said: digest and roots after it, receipts in order."""
+    """What execution of one block said: digest and roots after it, receipts in order.
+
+    `next_validators_hash` and `snapshot_root` as in `consensus.inputs.Executed`; empty where there is none.
+    """
 
     state_digest: bytes
     receipts_root: bytes
     accumulator_root: bytes
     receipts: tuple[bytes, ...]
+    next_validators_hash: bytes = b""
+    snapshot_root: bytes = b""
 
 
 class ChainStore:
@@ -84,9 +93,9 @@ class ChainStore:
         changes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in state.items()}
         changes |= {
             b"b" + genesis.id: encode_block(genesis),
-            b"h" + _height(0): genesis.id,
-            _COMMITTED: _height(0),
-            _EXECUTED: _encode_head(head),
+            b"h" + height_key(0): genesis.id,
+            COMMITTED_KEY: height_key(0),
+            EXECUTED_KEY: encode_head(head),
             _CHAIN_ID: chain_id,
         }
         self._db.write(changes, sync=True)
@@ -111,12 +120,14 @@ class ChainStore:
         for block in effect.committed:
             changes[b"b" + block.id] = encode_block(block)
             changes[b"u" + block.id] = None
-            changes[b"h" + _height(block.height)] = block.id
+            changes[b"h" + height_key(block.height)] = block.id
+            for name in block.header.payload:
+                changes[b"n" + name] = height_key(block.height)
         if effect.committed and effect.proof is not None:
             last = effect.committed[-1]
-            changes[b"q" + _height(last.height)] = encode_proof(effect.proof)
-            changes[_COMMITTED] = _height(last.height)
-            changes[_REVEALS] = codec.encode([[count, reveal] for count, reveal in effect.reveals])
+            changes[b"q" + height_key(last.height)] = encode_proof(effect.proof)
+            changes[COMMITTED_KEY] = height_key(last.height)
+            changes[REVEALS_KEY] = codec.encode([[count, reveal] for count, reveal in effect.reveals])
         if changes:
             self._db.write(changes, sync=effect.sync)
         if effect.record is not None and self.guard is not None:
@@ -139,7 +150,7 @@ class ChainStore:
 
     def reveals(self) -> tuple[tuple[int, bytes], ...]:
         """Return (count, last reveal) per validator index at the committed height; empty at genesis."""
-        data = self._db.get(_REVEALS)
+        data = self._db.get(REVEALS_KEY)
         return () if data is None else tuple((count, last) for count, last in codec.decode(data, len(data)))
 
     def uncommitted_blocks(self) -> tuple[Block, ...]:
@@ -149,11 +160,11 @@ class ChainStore:
 
     def committed_height(self) -> int:
         """Return the height of the last committed block."""
-        return int.from_bytes(self._need(_COMMITTED), "big")
+        return int.from_bytes(self._need(COMMITTED_KEY), "big")
 
     def committed_id(self, height: int) -> bytes | None:
         """Return the id of the committed block at `height`, or None."""
-        return self._db.get(b"h" + _height(height))
+        return self._db.get(b"h" + height_key(height))
 
     def block(self, block_id: bytes) -> Block | None:
         """Return a stored block, or None."""
@@ -167,8 +178,35 @@ class ChainStore:
 
     def proof_at(self, height: int) -> CommitProof | None:
         """Return the stored proof that `height` is committed; only the last block of each commit has one."""
-        data = self._db.get(b"q" + _height(height))
+        data = self._db.get(b"q" + height_key(height))
         return None if data is None else decode_proof(data)
+
+    def pruned_below(self) -> int:
+        """Blocks from 1 to below this height are gone, or were never here; 1 where none is."""
+        data = self._db.get(PRUNED_KEY)
+        return 1 if data is None else int.from_bytes(data, "big")
+
+    # --- epochs ---
+
+    def put_epoch(self, number: int, row: bytes) -> None:
+        """Store an epoch that begins, with sync: its blocks are not understood without it.
+
+        What was not committed belongs to the one before, and goes, like its certificates.
+        """
+        changes: dict[bytes, bytes | None] = {b"e" + height_key(number): row, _EPOCH: height_key(number)}
+        changes[_CERTIFICATES] = None
+        for block_id, _ in self._db.scan(b"u"):
+            changes[b"u" + block_id] = changes[b"b" + block_id] = None
+        self._db.write(changes, sync=True)
+
+    def epoch(self, number: int) -> bytes | None:
+        """Return a stored epoch's bytes, or None; the first one is the genesis file's."""
+        return self._db.get(b"e" + height_key(number))
+
+    def last_epoch(self) -> int | None:
+        """Return the number of the newest stored epoch, or None before the first change."""
+        data = self._db.get(_EPOCH)
+        return None if data is None else int.from_bytes(data, "big")
 
     # --- batches ---
 
@@ -192,7 +230,7 @@ class ChainStore:
 
     def executed(self) -> ExecutedHead:
         """Return how far the ledger has come."""
-        return _decode_head(self._need(_EXECUTED))
+        return decode_head(self._need(EXECUTED_KEY))
 
     def record_execution(
         self,
@@ -200,27 +238,34 @@ class ChainStore:
         changes: Mapping[bytes, bytes | None],
         outcome: Outcome,
         places: Mapping[bytes, int],
+        replaced: Mapping[bytes, bytes | None] | None = None,
+        forget_replaced: Iterable[int] = (),
     ) -> None:
         """Write state, outcome and height of one executed block in one atomic write.
 
-        `places` maps transaction hashes to positions among the receipts. Not synced: a lost tail is executed again from blocks that are.
+        `places` maps transaction hashes to positions among the receipts; `replaced` are the values that `changes` replaces, kept
+        so that the block can be taken back (`node.storage.upkeep`) until its height is in `forget_replaced`. Not synced: a lost
+        tail is executed again from blocks that are.
         """
         writes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in changes.items()}
-        writes[b"o" + _height(head.height)] = codec.encode(
-            [outcome.state_digest, outcome.receipts_root, outcome.accumulator_root, list(outcome.receipts)]
-        )
+        if replaced is not None:
+            flat = [item for key in changes for item in (key, replaced[key])]
+            writes[b"j" + height_key(head.height)] = codec.encode([self._need(EXECUTED_KEY), flat])
+        for height in forget_replaced:
+            writes[b"j" + height_key(height)] = None
+        writes[b"o" + height_key(head.height)] = encode_outcome(outcome)
         for tx_hash, position in places.items():
             writes[b"t" + tx_hash] = codec.encode([head.height, position])
-        writes[_EXECUTED] = _encode_head(head)
+        writes[EXECUTED_KEY] = encode_head(head)
         self._db.write(writes, sync=False)
 
     def outcome(self, height: int) -> Outcome | None:
         """Return what execution of the block at `height` said, or None."""
-        data = self._db.get(b"o" + _height(height))
+        data = self._db.get(b"o" + height_key(height))
         if data is None:
             return None
-        state_digest, receipts_root, accumulator_root, receipts = codec.decode(data, OUTCOME_BYTES_MAX)
-        return Outcome(state_digest, receipts_root, accumulator_root, tuple(receipts))
+        digest, root, accumulator, receipts, validators, snapshot = codec.decode(data, OUTCOME_BYTES_MAX)
+        return Outcome(digest, root, accumulator, tuple(receipts), validators, snapshot)
 
     def transaction_place(self, tx_hash: bytes) -> tuple[int, int] | None:
         """Return (height, position among its block's receipts) of an executed transaction, or None."""
@@ -241,16 +286,33 @@ class ChainStore:
         return value
 
 
-def _height(height: int) -> bytes:
+def height_key(height: int) -> bytes:
+    """A height as part of a key: big-endian, so that keys are in its order."""
     return height.to_bytes(8, "big")
 
 
-def _encode_head(head: ExecutedHead) -> bytes:
+def encode_outcome(outcome: Outcome) -> bytes:
+    """Bytes of an outcome as they are stored."""
+    return codec.encode(
+        [
+            outcome.state_digest,
+            outcome.receipts_root,
+            outcome.accumulator_root,
+            list(outcome.receipts),
+            outcome.next_validators_hash,
+            outcome.snapshot_root,
+        ]
+    )
+
+
+def encode_head(head: ExecutedHead) -> bytes:
+    """Bytes of a head as they are stored."""
     return codec.encode(
         [head.height, head.block_id, head.state_digest, head.accumulator_root, head.lthash, head.accumulator]
     )
 
 
-def _decode_head(data: bytes) -> ExecutedHead:
+def decode_head(data: bytes) -> ExecutedHead:
+    """Read a stored head."""
     height, block_id, state_digest, accumulator_root, lthash, accumulator = codec.decode(data, len(data))
     return ExecutedHead(height, block_id, state_digest, accumulator_root, lthash, accumulator)

@@ -7,6 +7,7 @@ survive a crash).
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import plyvel
 
@@ -86,6 +87,55 @@ class Database:
         except plyvel.IOError as error:
             raise DatabaseUnreadable(self.path, str(error)) from error
 
+    def keys(self, prefix: bytes, *, newest_first: bool = False) -> Iterator[bytes]:
+        """Yield the keys that begin with `prefix`, without it, in (falling) order; raises DatabaseCorrupt."""
+        try:
+            with self._db.iterator(
+                prefix=prefix, include_value=False, verify_checksums=True, reverse=newest_first
+            ) as rows:
+                for key in rows:
+                    yield key[len(prefix) :]
+        except plyvel.CorruptionError as error:
+            raise DatabaseCorrupt(self.path, str(error)) from error
+        except plyvel.IOError as error:
+            raise DatabaseUnreadable(self.path, str(error)) from error
+
+    def freeze(self) -> "Frozen":
+        """Return a view of everything as it is now, which later writes do not change; it costs room until it is closed."""
+        return Frozen(self.path, self._db.snapshot())
+
+    def compact(self, prefix: bytes) -> None:
+        """Give back the room of what was deleted under a prefix. Reads and writes much; call it in a thread."""
+        try:
+            self._db.compact_range(start=prefix, stop=prefix + b"\xff" * 64)
+        except plyvel.CorruptionError as error:
+            raise DatabaseCorrupt(self.path, str(error)) from error
+        except plyvel.IOError as error:
+            raise DatabaseNotWritable(self.path, f"compaction: {error}") from error
+
     def close(self) -> None:
         """Release the lock; further calls fail."""
         self._db.close()
+
+
+class Frozen:
+    """The database as it was at one moment (a LevelDB snapshot). Safe to read from another thread."""
+
+    def __init__(self, path: Path, snapshot: Any) -> None:
+        self._path = path
+        self._snapshot = snapshot
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key without the prefix, value) in key order; raises DatabaseCorrupt."""
+        try:
+            with self._snapshot.iterator(prefix=prefix, verify_checksums=True, fill_cache=False) as rows:
+                for key, value in rows:
+                    yield key[len(prefix) :], value
+        except plyvel.CorruptionError as error:
+            raise DatabaseCorrupt(self._path, str(error)) from error
+        except plyvel.IOError as error:
+            raise DatabaseUnreadable(self._path, str(error)) from error
+
+    def close(self) -> None:
+        """Let LevelDB drop what only this view kept."""
+        self._snapshot.close()

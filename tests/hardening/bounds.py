@@ -89,7 +89,7 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "vouching for what would have to be kept for days",
-        "node/intake.py",
+        "node/admission.py",
         "        if transaction.kind in STORED_KINDS and transaction.valid_until > height + VOUCHED_HEIGHTS_MAX:",
         "        if transaction.kind < 0:",
         (INTAKE + "test_nothing_is_vouched_for_that_would_have_to_be_kept_for_very_long",),
@@ -187,7 +187,7 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "one balance promises the fees of many transactions",
-        "node/intake.py",
+        "node/admission.py",
         "        if promised + transaction.fee > balance:",
         "        if promised < 0:",
         (INTAKE + "test_a_sender_cannot_promise_more_fees_than_it_has",),
@@ -195,7 +195,7 @@ REMOVALS: tuple[Removal, ...] = (
     # --- admissions ---
     Removal(
         "signatures hold up the event loop",
-        "node/intake.py",
+        "node/admission.py",
         "iter(await trio.to_thread.run_sync(verify_all, limiter=self._verifying))",
         "iter(verify_all())",
         (INTAKE + "test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory",),
@@ -209,7 +209,7 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "a block executed while a signature was verified goes unnoticed",
-        "node/intake.py",
+        "node/admission.py",
         "        if candidate.height != self._executor.head.height:",
         "        if candidate.height < 0:",
         (INTAKE + "test_a_block_between_the_check_and_the_pool_is_noticed",),
@@ -233,15 +233,15 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "a state read for each sender before each block",
-        "node/intake.py",
-        "            known = self._accounts[sender] = get_account(self._store, sender)",
-        "            known = get_account(self._store, sender)",
+        "node/admission.py",
+        "        value = self._known[key] = self._store.get(key)",
+        "        value = self._store.get(key)",
         (INTAKE + "test_what_the_state_says_of_senders_is_read_once_and_anew_after_a_block",),
     ),
     Removal(
         "what was read of a sender outlives the block that changed it",
-        "node/intake.py",
-        "            self._accounts.pop(address, None)",
+        "node/admission.py",
+        "            self._known.pop(ACCOUNT + address, None)",
         "            continue",
         (INTAKE + "test_what_the_state_says_of_senders_is_read_once_and_anew_after_a_block",),
     ),

@@ -306,4 +306,223 @@ _COMMANDS = (
     ),
 )
 
-REMOVALS: tuple[Removal, ...] = (*_FILES, *_FORMAT, *_PASSPHRASES, *_CONFIG, *_COMMANDS)
+CUSTODY = "tests/unit/node_signer/test_custodian.py::"
+SOCKET = "tests/unit/node_signer/test_signer_socket.py::"
+REMOTE = "tests/unit/node_signer/test_remote_signer.py::"
+SIGNER_HOME = "tests/unit/node_signer/test_signer_home.py::"
+
+_SIGNER = (
+    Removal(
+        threat="a signer's signature that leaves before it is on the disk",
+        file="node/signer/custodian.py",
+        text="        self._book.write(page)\n",
+        instead="        self._book.page = page\n",
+        tests=(CUSTODY + "test_every_signature_is_on_the_disk_before_it_is_handed_out",),
+    ),
+    Removal(
+        threat="a signer's book from an old copy",
+        file="node/signer/custodian.py",
+        text="            self._guard.note(page.record.to_bytes())\n",
+        instead="            pass\n",
+        tests=(
+            CUSTODY + "test_a_book_restored_from_an_old_copy_is_refused_by_the_guard",
+            CUSTODY + "test_a_book_that_lost_its_latest_page_is_refused_by_the_guard",
+        ),
+    ),
+    Removal(
+        threat="a signer's guard that stays behind after a crash",
+        file="node/signer/custodian.py",
+        text="            guard.note(record.to_bytes())\n",
+        instead="            pass\n",
+        tests=(
+            CUSTODY
+            + "test_killed_between_book_and_guard_it_goes_on_and_the_guard_catches_up_before_anything_leaves",
+        ),
+    ),
+    Removal(
+        threat="locks whose certificates nobody has after a power cut",
+        file="node/signer/custodian.py",
+        text="                certificates = _highest(certificates, *relied)\n",
+        instead="                pass\n",
+        tests=(
+            CUSTODY + "test_who_lost_the_certificates_gets_them_back_and_can_go_on",
+            CUSTODY + "test_the_tc_that_permitted_a_round_comes_back_too",
+        ),
+    ),
+    Removal(
+        threat="a made-up certificate that a signer hands on",
+        file="node/signer/custodian.py",
+        text="relied = (qc, None if round_ == qc.round + 1 else tc)",
+        instead="relied = (qc, tc)",
+        tests=(CUSTODY + "test_a_certificate_that_was_not_looked_at_is_not_remembered",),
+    ),
+    Removal(
+        threat="a hand-over that nobody signed, given to a signer",
+        file="node/signer/custodian.py",
+        text="            verify_handover(self._context, handover)\n",
+        instead="",
+        tests=(CUSTODY + "test_a_hand_over_that_proves_something_else_is_refused[no quorum]",),
+    ),
+    Removal(
+        threat="a signer that goes on although its key is used elsewhere",
+        file="node/signer/custodian.py",
+        text="            self._guard.note_foreign(found)\n",
+        instead="",
+        tests=(CUSTODY + "test_a_signature_that_is_not_in_the_book_ends_the_signer_for_good",),
+    ),
+    Removal(
+        threat="a signer's socket that others may use",
+        file="node/signer/server.py",
+        text="path.chmod(0o666 if shared else 0o600)",
+        instead="path.chmod(0o666)",
+        tests=(SOCKET + "test_the_socket_is_for_its_owner_alone_and_goes_with_the_signer",),
+    ),
+    Removal(
+        threat="a folder around the socket that others may enter",
+        file="node/signer/server.py",
+        text="    folder.chmod(mode)\n",
+        instead="",
+        tests=(SOCKET + "test_a_folder_that_others_may_enter_is_closed_to_them",),
+    ),
+    Removal(
+        threat="a process of another user at the signer's socket",
+        file="node/signer/server.py",
+        text="if not admits(uid, self._uids):",
+        instead="if False:",
+        tests=(SOCKET + "test_whoever_is_of_another_user_gets_no_answer",),
+    ),
+    Removal(
+        threat="another user's process that poses as the signer",
+        file="node/signer/remote.py",
+        text="if not admits(uid, uids):",
+        instead="if False:",
+        tests=(REMOTE + "test_whatever_another_user_listens_as_is_not_asked",),
+    ),
+    Removal(
+        threat="a file in the place of the signer's socket",
+        file="node/signer/server.py",
+        text="if not stat.S_ISSOCK(details.st_mode):",
+        instead="if False:",
+        tests=(SOCKET + "test_a_stale_socket_is_replaced_and_anything_else_is_left_alone",),
+    ),
+    Removal(
+        threat="connections to the signer that never ask",
+        file="node/signer/server.py",
+        text='float("inf") if visitor.established else FIRST_REQUEST_S_MAX',
+        instead='float("inf")',
+        tests=(SOCKET + "test_who_never_asks_is_closed_and_who_has_asked_may_be_silent",),
+    ),
+    Removal(
+        threat="half a request to the signer",
+        file="node/signer/server.py",
+        text="with trio.fail_after(FRAME_S_MAX):\n                head",
+        instead="with trio.CancelScope():\n                head",
+        tests=(SOCKET + "test_half_a_frame_has_its_time_and_then_is_closed",),
+    ),
+    Removal(
+        threat="an answer of the signer that nobody takes",
+        file="node/signer/server.py",
+        text="with trio.fail_after(FRAME_S_MAX):\n                await stream.send_all",
+        instead="with trio.CancelScope():\n                await stream.send_all",
+        tests=(SOCKET + "test_who_does_not_take_its_answer_is_closed",),
+    ),
+    Removal(
+        threat="a request to the signer of any size",
+        file="node/signer/server.py",
+        text="length_of(head, REQUEST_BYTES_MAX)",
+        instead="length_of(head, 2**32)",
+        tests=(SOCKET + "test_garbage_closes_its_connection_and_nothing_else[too long]",),
+    ),
+    Removal(
+        threat="thousands of connections to the signer",
+        file="node/signer/server.py",
+        text="if len(self._visitors) >= CONNECTIONS_MAX:",
+        instead="if False:",
+        tests=(SOCKET + "test_thousands_of_connections_leave_the_daemons_own_alone[1000]",),
+    ),
+    Removal(
+        threat="a crowd that pushes the daemon out of its signer",
+        file="node/signer/server.py",
+        text="for visitor in self._visitors if not visitor.established",
+        instead="for visitor in self._visitors",
+        tests=(SOCKET + "test_thousands_of_connections_leave_the_daemons_own_alone[1000]",),
+    ),
+    Removal(
+        threat="a signer's answer that does not verify",
+        file="node/signer/remote.py",
+        text="if author != self.public or not verify(author, message, signature):",
+        instead="if False:",
+        tests=(
+            REMOTE + "test_an_answer_that_is_not_what_was_asked_for_counts_as_no_signer[another key's]",
+            REMOTE + "test_an_answer_that_is_not_what_was_asked_for_counts_as_no_signer[does not verify]",
+        ),
+    ),
+    Removal(
+        threat="another validator's signer at the socket",
+        file="node/signer/remote.py",
+        text="if (status.public, status.chain_id) != (self.public, self.chain_id):",
+        instead="if False:",
+        tests=(REMOTE + "test_a_signer_with_another_key_or_of_another_chain_is_refused",),
+    ),
+    Removal(
+        threat="a signer that stands still and stalls its daemon again and again",
+        file="node/signer/remote.py",
+        text="            self.drop(error.reason)\n",
+        instead="",
+        tests=(REMOTE + "test_an_answer_that_is_not_what_was_asked_for_counts_as_no_signer[half a frame]",),
+    ),
+    Removal(
+        threat="a question that was refused, asked again at every step",
+        file="node/signer/remote.py",
+        text="if known is not None and name is not None and known[0] == name:",
+        instead="if known is not None and False:",
+        tests=(REMOTE + "test_what_was_refused_is_not_asked_again_at_every_step",),
+    ),
+    Removal(
+        threat="a second daemon of one signer that takes its signatures for a thief's",
+        file="consensus/custody.py",
+        text="if core.safety is not None and core.safety.disowns(found):",
+        instead="if core.safety is not None:",
+        tests=(
+            REMOTE + "test_a_signature_made_for_the_other_daemon_is_no_alarm_and_one_made_elsewhere_is",
+            REMOTE + "test_while_the_signer_is_away_nobody_is_accused",
+        ),
+    ),
+    Removal(
+        threat="a leader without its signer that asks for payload for ever",
+        file="consensus/leading.py",
+        text="        core.payload_asked = True\n        return\n    block = ",
+        instead="        return\n    block = ",
+        tests=(REMOTE + "test_without_a_signer_it_follows_as_an_observer_and_asks_for_no_payload_again",),
+    ),
+    Removal(
+        threat="one key with two records, in a signer and beside it",
+        file="node/startup.py",
+        text="    if home.consensus_key_path.exists():\n        # One key",
+        instead="    if False:\n        # One key",
+        tests=(SIGNER_HOME + "test_a_daemon_with_a_signer_keeps_no_key_beside_it",),
+    ),
+    Removal(
+        threat="a key that is copied to a signer instead of moved",
+        file="node/signer/home.py",
+        text="        parked.unlink()\n",
+        instead="        os.rename(parked, node.consensus_key_path)\n",
+        tests=(SIGNER_HOME + "test_a_key_that_is_taken_over_comes_with_what_it_signed_and_leaves_its_home",),
+    ),
+    Removal(
+        threat="a key that is copied back from a signer to a record that lags",
+        file="node/signer/home.py",
+        text="        node.safety_guard_path.unlink(missing_ok=True)\n",
+        instead="",
+        tests=(SIGNER_HOME + "test_a_key_that_is_copied_back_is_refused_by_the_home_it_came_from",),
+    ),
+    Removal(
+        threat="a key that is taken over from a home that was rolled back",
+        file="node/signer/home.py",
+        text="            witness.check(data, str(node.data_path))\n",
+        instead="            pass\n",
+        tests=(SIGNER_HOME + "test_nothing_is_taken_from_a_home_that_was_rolled_back",),
+    ),
+)
+
+REMOVALS: tuple[Removal, ...] = (*_FILES, *_FORMAT, *_PASSPHRASES, *_CONFIG, *_COMMANDS, *_SIGNER)

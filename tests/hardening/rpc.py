@@ -204,8 +204,8 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "a fault's details shown to clients",
         FRAMING,
-        '            fault = Fault(Code.INTERNAL_ERROR, "internal error")\n',
-        "            fault = Fault(Code.INTERNAL_ERROR, str(error))\n",
+        '        fault = Fault(Code.INTERNAL_ERROR, "internal error")\n',
+        "        fault = Fault(Code.INTERNAL_ERROR, str(error))\n",
         (SERVER + "test_a_fault_of_the_node_hides_its_details",),
     ),
     Removal(
@@ -317,7 +317,7 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "ready while stuck",
         "node/observe.py",
-        "    if standing.silence_ms > SILENCE_MS_MAX:\n",
+        "    if standing.silence_ms > silence_ms_max:\n",
         "    if standing.silence_ms < 0:\n",
         (READY + "[stuck]",),
     ),

@@ -14,7 +14,7 @@ from attribution.models import BASE_HASH, BASE_PATH
 from consensus.codec import encode
 from node.client import Client, ClientError
 from node.devnet.layout import claim_home
-from node.devnet.network import Account, Network, NodePlan, create_network
+from node.devnet.network import CANDIDATE_PREFIX, PARAMS, Account, Network, NodePlan, create_network
 from node.devnet.processes import Child, last_lines, spawn
 from node.keys import load_seed
 from node.ledger.bodies import (
@@ -36,7 +36,7 @@ from node.ledger.openings import (
     prompt_commitment,
     sign_voucher,
 )
-from node.ledger.params import OPEN
+from node.ledger.params import OPEN, Params
 from node.ledger.records import encode_records, records_root, token_count
 
 FEE = OPEN
@@ -248,16 +248,22 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(root: Path, misdeeds: dict[str, str]) -> Iterator[Cluster]:
-    """Four validators and a full node; `misdeeds` names the module that runs instead of the honest command line."""
+def running_cluster(
+    root: Path, misdeeds: dict[str, str], *, candidates: int = 0, params: Params = PARAMS
+) -> Iterator[Cluster]:
+    """Four validators and a full node; `misdeeds` names the module that runs instead of the honest command line.
+
+    Candidates are not started.
+    """
     with claim_home(root) as layout:
-        network = create_network(layout, 4, list(TEXTS))
+        network = create_network(layout, 4, list(TEXTS), candidates=candidates, params=params)
         commands = {node.name: [misdeeds.get(node.name, "node.cli.main")] for node in network.nodes}
         cluster = Cluster(network, commands)
         try:
-            for node in network.nodes:
+            started = [node for node in network.nodes if not node.name.startswith(CANDIDATE_PREFIX)]
+            for node in started:
                 cluster.start(node.name)
-            for node in network.nodes:
+            for node in started:
                 client = Client(node.rpc_url, timeout_s=5, retries=0)
                 cluster.wait(f"{node.name} to execute a block", lambda: client.status()["height"] >= 1)  # noqa: B023
             yield cluster

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -172,6 +172,15 @@ class LedgerBackend:
         if self.execute_at_once:
             self.execute()
         return tx_hash
+
+    async def submit_transactions(self, raws: Sequence[bytes]) -> list[bytes | Exception]:
+        taken: list[bytes | Exception] = []
+        for raw in raws:
+            try:
+                taken.append(await self.submit_transaction(raw))
+            except Exception as error:
+                taken.append(error)
+        return taken
 
     def execute(self) -> BlockOutcome:
         """Execute what waits in one block, stored blobs vouched for by all validators."""

@@ -25,6 +25,7 @@ from consensus.types import (
 from consensus.verify import commit_vote_message, proposal_message, vote_message
 from node.config import MempoolSection
 from node.directory import Directory, Identity, make_directory
+from node.epochs import Epochs, first_row
 from node.executor import ExecutedBlock, Executor, SharedVerifier
 from node.fetch import Fetcher, store_batch
 from node.intake import Intake
@@ -33,7 +34,7 @@ from node.ledger.batch import storage_claim as claim_of_body
 from node.ledger.bodies import DUTY_KINDS, Body, ContributionSubmit, InferenceReveal
 from node.ledger.genesis import Genesis, genesis_state
 from node.ledger.params import Params
-from node.ledger.state import get_account, get_params, get_validators
+from node.ledger.state import ValidatorSet, get_account, get_params, get_validators
 from node.ledger.transaction import (
     decode_transaction,
     encode_transaction,
@@ -45,10 +46,13 @@ from node.mempool import Mempool
 from node.network.errors import PeerUnavailable
 from node.network.network import Network
 from node.receipts import ReceiptBook
+from node.snapshot.files import Shelf
+from node.snapshot.making import Maker
 from node.startup import open_chain
 from node.storage.blobs import BlobStore
 from node.storage.chain import ChainStore
 from node.storage.database import Database
+from node.storage.upkeep import Upkeep
 from node.sync import Sync
 from node.wire import Frame
 from tests.unit.node_ledger.world import PARAMS, VALIDATORS, address, consensus_key, genesis, seed
@@ -126,22 +130,37 @@ class Room:
     limits: MempoolSection = field(default_factory=MempoolSection)
     blobs_bytes_max: int = 1 << 30
     starts: bool = True
+    document: Genesis | None = None
+    snapshots_kept: int = 2
 
     def __post_init__(self) -> None:
         self.database = Database(self.folder / self.name / "chain")
         self.store = ChainStore(self.database)
-        document: Genesis = genesis(self.params)
+        document = self.document or genesis(self.params)
+        self.upkeep = Upkeep(self.database, self.store)
+        self.shelf = Shelf(self.folder / self.name / "snapshots", self.snapshots_kept)
         self.genesis = open_chain(self.store, document)
         self.chain_id = self.genesis.header.chain_id
-        self.directory: Directory = make_directory(get_validators(self.store))
+        self.epochs = Epochs(
+            self.store, self.chain_id, first_row(self.genesis, ValidatorSet(document.validators))
+        )
+        self.directory: Directory = make_directory(self.epochs.current.validators)
         self.blobs = BlobStore(self.folder / self.name / "blobs", self.blobs_bytes_max)
         self.loopback = LoopbackNetwork(self.name)
         self.network = cast("Network", self.loopback)
         self.verifier = SharedVerifier()
         self.fetcher = Fetcher(self.network, self.store, self.blobs, self.chain_id)
         self.done: list[ExecutedBlock] = []
+        every = document.params.snapshot_heights
+        self.snapshots = Maker(self.store, self.upkeep, self.chain_id, every, self.shelf)
         self.executor = Executor(
-            self.store, self.chain_id, self._make_available, self._executed, self.verifier
+            self.store,
+            self.chain_id,
+            self._make_available,
+            self._executed,
+            self.verifier,
+            self.epochs,
+            self.snapshots,
         )
         self.mempool = Mempool(self.limits)
         self.receipts = ReceiptBook(self.chain_id, self.directory)
@@ -170,11 +189,13 @@ class Room:
             self.fetcher,
             self.executor,
             self.directory,
+            self.epochs,
             self.chain_id,
             self.told.append,
             self._perform,
             lambda block_id, height: (),
-            lead_blocks_min=1,
+            lead_blocks_min=lambda: 1,
+            shelf=self.shelf,
         )
 
     def close(self) -> None:
@@ -281,6 +302,7 @@ async def with_rooms(rooms: Sequence[Room], body: Callable[[], Awaitable[None]])
         for room in rooms:
             room.nursery = nursery
             nursery.start_soon(room.executor.run)
+            nursery.start_soon(room.snapshots.run)
         await body()
         nursery.cancel_scope.cancel()
     for room in rooms:

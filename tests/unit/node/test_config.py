@@ -132,7 +132,7 @@ def test_environment_variables_of_a_section_are_checked_like_the_file(
         ("[rcp]\nport = 1", "did you mean rpc?"),
         ("port = 1", "did you mean rpc.port?"),
         ("[rpc]\nzzzzzz = 1", "one of host, port"),
-        ("[zzzzzz]\nport = 1", "one of node, keys, rpc"),
+        ("[zzzzzz]\nport = 1", "one of node, keys, signer, rpc"),
     ],
 )
 def test_an_unknown_name_comes_with_the_nearest_or_else_with_all(

@@ -73,6 +73,7 @@ def make(script: Script, listen_ms: int = 0) -> Driver:
         fetch_block=script.done.append,
         behind=script.done.append,
         misbehaved=script.done.append,
+        help_epoch=lambda effect: None,
     )
     return Driver(cast("Replica", script), cast("ChainStore", script), ports, listen_ms=listen_ms)
 

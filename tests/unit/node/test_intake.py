@@ -304,7 +304,7 @@ def test_what_is_in_flight_counts_against_what_its_sender_can_pay(room: Room) ->
 def test_a_duty_that_is_not_owed_is_not_ordered_until_it_is_and_not_kept_for_ever(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "UNOWED_HEIGHTS_MAX", 3)
+    monkeypatch.setattr("node.admission.UNOWED_HEIGHTS_MAX", 3)
     early = room.tx("val1", Held(BASE_HASH, b""))
     never = room.tx("val1", Held(b"n" * 32, b""))
     register = room.tx("ann", BaseRegister(BASE_HASH, "base"))
@@ -535,11 +535,11 @@ def test_a_block_between_the_check_and_the_pool_is_noticed(room: Room) -> None:
     other = room.tx("ann", Transfer(address("cid"), 6))
 
     async def body() -> None:
-        candidate = room.intake._examine(raw)
+        candidate = room.intake.admission.examine(raw)
         assert candidate is not None
         await room.order(room.batch(1, other))
         with pytest.raises(InvalidTransactionError):
-            room.intake._pool(candidate, True)
+            room.intake.admission.pool(candidate, True)
         assert len(room.mempool) == 0
 
     run(lambda: with_rooms([room], body))

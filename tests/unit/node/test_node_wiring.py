@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from consensus.crypto import public_key
 from consensus.effects import RequestPayload
@@ -261,3 +262,30 @@ def test_blobs_that_come_by_rpc_are_loose_and_bounded(node: Node) -> None:
         assert fault.code == Code.STORAGE_FULL
 
     trio.run(main)
+
+
+def test_blocks_that_follow_at_once_are_announced_together_and_the_last_of_them_always(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gossip costs every node milliseconds a message; a busy chain has dozens of blocks a second."""
+    heights: list[int] = []
+    published: list[bytes] = []
+
+    async def publish(topic: str, data: bytes, timeout_s: float) -> None:
+        published.append(data)
+
+    monkeypatch.setattr(node.network, "publish", publish)
+    monkeypatch.setattr(node.sync, "announcement", lambda: Announcement(heights[-1], b"b" * 32))
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            node._background = nursery
+            for height in range(1, 31):
+                heights.append(height)
+                node._announce_soon()
+                await trio.sleep(0.03)
+
+    trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert published[0] == encode_announcement(Announcement(1, b"b" * 32))
+    assert published[-1] == encode_announcement(Announcement(30, b"b" * 32))
+    assert len(published) == 3

@@ -86,6 +86,8 @@ def calls(server: RunningServer) -> dict[str, dict[str, object]]:
         "contribution": {"id": contribution},
         "account": {"address": address("ann").hex()},
         "validators": {},
+        "epoch": {},
+        "stake": {"address": address("ann").hex()},
         "datanet": {"id": datanet},
         "datanet_contributions": {"id": datanet, "first": 0, "count": 5},
         "base": {"base_hash": BASE_HASH.hex()},

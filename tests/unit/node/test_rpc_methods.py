@@ -180,7 +180,7 @@ def test_params_show_amounts_as_text_and_the_rest_as_integers(server: RunningSer
     assert {name for name, value in params.items() if isinstance(value, str)} == {
         name
         for name in params
-        if name.startswith("fee_") or name in ("inference_fee_min", "provider_bond_min")
+        if name.startswith("fee_") or name in ("inference_fee_min", "provider_bond_min", "stake_min")
     }
 
 

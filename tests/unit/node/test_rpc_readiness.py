@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,15 @@ import pytest
 import trio
 
 from consensus.effects import Diverged
+from node import observe
 from node.backend import DaemonBackend
+from node.clock import now_ms
 from node.config import load_config
 from node.devnet.layout import claim_home
 from node.devnet.network import create_network
 from node.node import Node
-from node.observe import SILENCE_MS_MAX, Standing, not_ready_reason, standing_of
+from node.observe import SILENCE_MS_MAX, STUCK_TIMEOUTS, Standing, not_ready_reason, standing_of
+from tests.unit.node.rooms import next_block
 
 READY = Standing(
     stopping=False,
@@ -49,6 +53,8 @@ def standing(node: Node, others: int) -> Standing:
 def test_a_node_without_any_of_the_reasons_is_ready() -> None:
     assert not_ready_reason(READY) == ""
     assert not_ready_reason(replace(READY, silence_ms=SILENCE_MS_MAX)) == ""
+    assert not_ready_reason(replace(READY, silence_ms=5_001, pending_silence_ms_max=5_000)) == ""
+    assert not_ready_reason(replace(READY, blocks_waiting=64, transactions_waiting=9)) == ""
 
 
 @pytest.mark.parametrize(
@@ -63,8 +69,14 @@ def test_a_node_without_any_of_the_reasons_is_ready() -> None:
             "nothing was executed for 20 s; 2 committed blocks and 3 transactions wait",
         ),
         (replace(READY, stalled=True, transactions_waiting=3), "consensus is stalled; 3 transactions wait"),
+        (
+            replace(READY, silence_ms=5_001, transactions_waiting=1, pending_silence_ms_max=5_000),
+            "nothing was executed for 5 s; 0 committed blocks and 1 transactions wait",
+        ),
+        (replace(READY, blocks_waiting=65), "execution is 65 committed blocks behind"),
+        (replace(READY, disk_free_bytes=7 << 20), "the disk is full: 7 MiB are free"),
     ],
-    ids=["stopping", "diverged", "syncing", "no-quorum", "stuck", "stalled"],
+    ids=["stopping", "diverged", "syncing", "no-quorum", "stuck", "stalled", "pending", "behind", "disk"],
 )
 def test_each_reason_alone_is_enough(changed: Standing, reason: str) -> None:
     assert not_ready_reason(changed) == reason
@@ -101,9 +113,25 @@ def silent(node: Node, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(node, "_executed_ms", node._executed_ms - SILENCE_MS_MAX - 60_000)
 
 
+def full_disk(node: Node, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(observe, "DISK_FREE_BYTES_MIN", 1 << 62)
+
+
+def behind(node: Node, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(node.executor, "_waiting", deque([next_block(node.epochs.genesis.start)] * 65))
+
+
+def pending(node: Node, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(node, "_executed_ms", now_ms() - STUCK_TIMEOUTS * node.config.consensus.timeout_ms_base - 1)
+    patch.setattr(node.executor, "_waiting", deque([next_block(node.epochs.genesis.start)]))
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
+        (full_disk, "the disk is full"),
+        (behind, "execution is 65"),
+        (pending, "nothing was executed for"),
         (silent, "nothing was executed for"),
         (stalled, "consensus is stalled"),
         (syncing, "catching up"),

@@ -34,7 +34,7 @@ def claiming(block: Block, executed_height: int) -> Block:
 
 
 def test_a_new_chain_starts_from_genesis_with_nothing_executed(room: Room) -> None:
-    state = recovered_state(room.store, CONFIG)
+    state = recovered_state(room.store, room.epochs.current, CONFIG)
     assert state.committed.id == room.genesis.id
     assert (state.proof, state.record, state.executed, state.blocks) == (None, None, (), ())
 
@@ -48,7 +48,7 @@ def test_results_reach_down_to_what_the_last_committed_block_claims(room: Room) 
         last = claiming(next_block(room.top()), 2)
         room.commit(last)
         await room.reach(10)
-        state = recovered_state(room.store, CONFIG)
+        state = recovered_state(room.store, room.epochs.current, CONFIG)
         assert [result.height for result in state.executed] == list(range(2, 11))
         for result in state.executed:
             outcome = room.store.outcome(result.height)
@@ -68,7 +68,7 @@ def test_what_was_committed_but_not_executed_is_queued_and_not_claimed(room: Roo
     run(lambda: with_rooms([room], body))
     room.commit(next_block(room.top()))
     room.executor._waiting.clear()  # the process ends here
-    state = recovered_state(room.store, CONFIG)
+    state = recovered_state(room.store, room.epochs.current, CONFIG)
     assert state.committed.height == 2
     assert state.proof is not None
     assert [result.height for result in state.executed] == [1]

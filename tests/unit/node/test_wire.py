@@ -7,6 +7,7 @@ from node import wire
 from node.wire import (
     Announcement,
     BlockRange,
+    SnapshotOffer,
     StorageReceiptFrame,
     SyncedBlock,
     WireError,
@@ -20,6 +21,10 @@ DECODERS = [
     wire.decode_block_request,
     wire.decode_blob_request,
     wire.decode_storage_receipt,
+    wire.decode_chunk_request,
+    wire.decode_epochs_request,
+    wire.decode_epoch_rows,
+    wire.decode_snapshot_offer,
 ]
 
 
@@ -32,6 +37,11 @@ def test_everything_encoded_is_read_back() -> None:
     assert wire.decode_range(wire.encode_range(blocks)) == blocks
     assert wire.decode_block_request(wire.encode_block_request(b"i" * 32, 3)) == (b"i" * 32, 3)
     assert wire.decode_blob_request(wire.encode_blob_request(b"i" * 32, 3)) == (b"i" * 32, 3)
+    assert wire.decode_chunk_request(wire.encode_chunk_request(40, 3)) == (40, 3)
+    assert wire.decode_epochs_request(wire.encode_epochs_request(1, 64)) == (1, 64)
+    assert wire.decode_epoch_rows(wire.encode_epoch_rows([b"one", b"two"])) == [b"one", b"two"]
+    offer = SnapshotOffer(b"manifest", b"block", b"proof")
+    assert wire.decode_snapshot_offer(wire.encode_snapshot_offer(offer)) == offer
     receipt = StorageReceiptFrame(b"b" * 32, 9, b"r" * 32, 2, 7, b"v" * 32, b"s" * 64)
     assert wire.decode_storage_receipt(wire.encode_storage_receipt(receipt)) == receipt
 

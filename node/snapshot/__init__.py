@@ -1,0 +1,1 @@
+"""Snapshots of the ledger's state: made, offered, fetched, checked and installed."""
