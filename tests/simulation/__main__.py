@@ -1,38 +1,139 @@
-"""Run many seeded schedules: `python -m tests.simulation --seed 7 --runs 200`."""
+"""Run many seeded schedules: `python -m tests.simulation --seed 7 --runs 100000 --jobs 2 --state sim.json`."""
 
 import argparse
 import sys
 import time
-from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
+from consensus.errors import ConsensusError
+from tests.simulation.byzantine import KINDS
 from tests.simulation.checker import Violation
-from tests.simulation.world import draw_schedule, run_one
+from tests.simulation.running import Chunk, run_chunks
+from tests.simulation.schedule import Schedule, draw_schedule
+from tests.simulation.totals import Progress, Totals, open_progress
+from tests.simulation.world import run_one
+
+CHUNK = 50
+HEIGHTS_MEAN_MIN = 20
+"""A campaign whose runs commit fewer blocks on average has tried too little and fails."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs a chunk of schedules; a violation ends neither it nor the campaign, unless `stop`."""
+
+    seed: int
+    only: str | None
+    size: int | None
+    stop: bool = False
+
+    def __call__(self, chunk: Chunk) -> Totals:
+        totals, began = Totals(), time.process_time()
+        for run in range(chunk[0], chunk[0] + chunk[1]):
+            self._run(run, totals)
+            if self.stop and totals.violations:
+                break
+        totals.seconds = time.process_time() - began
+        return totals
+
+    def _run(self, run: int, totals: Totals) -> None:
+        totals.counts["schedules"] += 1
+        try:
+            schedule, counts, _ = run_one(self.seed, run, self.only, self.size)
+        except (Violation, ConsensusError) as violation:
+            totals.counts["violations"] += 1
+            totals.violations.append((run, f"{type(violation).__name__}: {violation}"))
+            return
+        recovery_ms = counts.pop("recovery ms")
+        totals.slowest = max(totals.slowest, (recovery_ms, run))
+        totals.counts.update(counts)
+        totals.runs.update(_traits(schedule))
+
+
+def _traits(schedule: Schedule) -> list[str]:
+    """What a run counts as; a kind counts once however many are of it."""
+    traits = [f"n={schedule.validators}", f"n={schedule.validators} Byzantine={len(schedule.misdeeds)}"]
+    traits.extend(sorted(set(schedule.misdeeds)) or ["all honest"])
+    flags = {
+        "unequal stakes": schedule.stakes,
+        "Ed25519": schedule.real_signatures,
+        "clock drift": schedule.drift_ppm_max,
+        "epochs": schedule.epoch_heights,
+        "collectors among them": schedule.collectors,
+    }
+    return [*traits, *(name for name, on in flags.items() if on)]
+
+
+def report(totals: Totals, work: Runs, seconds: float) -> str:
+    """The result of a campaign in lines."""
+    runs, counts = totals.counts["schedules"], totals.counts
+    option = f" --only {work.only}" if work.only else ""
+    option += f" --validators {work.size}" if work.size else ""
+    lines = [
+        f"schedules {runs}  violations {counts['violations']}  heights {counts['heights']}"
+        f"  ({counts['heights'] / max(1, runs):.1f} a run)  commits on all nodes {counts['commits']}",
+        f"slowest recovery after healing {totals.slowest[0]} ms of virtual time (run {totals.slowest[1]})",
+        f"{seconds:.0f} s, {totals.seconds:.0f} s of CPU: {runs / max(totals.seconds, 1e-9):.1f} schedules and"
+        f" {counts['steps'] / max(totals.seconds, 1e-9):.0f} steps per CPU second",
+    ]
+    for run, what in totals.violations:
+        lines.append(f"VIOLATION: {what}")
+        lines.append(
+            f"  replay: python -m tests.simulation --seed {work.seed} --first {run} --runs 1{option}"
+        )
+    lines.extend(f"  runs with {name:24} {count:>10}" for name, count in sorted(totals.runs.items()))
+    lines.extend(f"  {name:34} {count:>10}" for name, count in sorted(counts.items()))
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the schedules, print the counts, return 1 at the first violation."""
+    """Run the schedules and print what came out; 1 after a violation, or when too little was committed to mean much."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, default=7, help="seed of all schedules")
     parser.add_argument("--runs", type=int, default=200, help="how many schedules")
     parser.add_argument("--first", type=int, default=0, help="number of the first schedule")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--state", type=Path, default=None, help="file to go on from, and to keep up to date")
+    parser.add_argument("--only", choices=sorted(KINDS), default=None, help="as many of this kind as can be")
+    parser.add_argument(
+        "--validators", type=int, choices=(4, 7, 10), default=None, help="so many in every run"
+    )
+    parser.add_argument("--stop", action="store_true", help="end at the first violation, in one process")
     options = parser.parse_args(arguments)
-    totals: Counter[str] = Counter()
+    seed, only, end = options.seed, options.only, options.first + options.runs
+    campaign = {
+        "seed": seed,
+        "first": options.first,
+        "runs": options.runs,
+        "only": only,
+        "size": options.validators,
+    }
+    progress = open_progress(campaign, options.state)
     began = time.monotonic()
-    for run in range(options.first, options.first + options.runs):
-        try:
-            schedule, counts, _ = run_one(options.seed, run)
-        except Violation as violation:
-            print(f"VIOLATION: {violation}")
-            print(f"replay: python -m tests.simulation --seed {options.seed} --first {run} --runs 1")
-            print(draw_schedule(options.seed, run))
-            return 1
-        totals.update(counts)
-        totals[f"runs with {schedule.misdeed}"] += 1
-    seconds = time.monotonic() - began
-    print(f"seed {options.seed}: {options.runs} runs, no violation, {options.runs / seconds:.1f} runs/s")
-    for name, count in sorted(totals.items()):
-        print(f"  {name:24} {count:>10}")
-    return 0
+
+    def say(chunk: Chunk, state: Progress) -> None:
+        done = state.totals.counts
+        if options.runs > CHUNK and len(state.done) % 20 == 0:
+            elapsed = time.monotonic() - began
+            print(
+                f"{elapsed:8.0f} s  {done['schedules']:>8} runs, {done['violations']} violations", flush=True
+            )
+
+    size = options.runs if options.stop else CHUNK
+    work = Runs(seed, only, options.validators, options.stop)
+    chunks = [(first, min(size, end - first)) for first in range(options.first, end, size)]
+    totals = run_chunks(progress, chunks, work, options.jobs, say)
+    print(f"seed {seed}, runs {options.first} to {end - 1}, {options.jobs} processes")
+    print(report(totals, work, time.monotonic() - began))
+    if totals.violations and options.runs == 1:
+        print(draw_schedule(seed, options.first, only, options.validators))
+    heights_min = HEIGHTS_MEAN_MIN * totals.counts["schedules"]
+    # A single run or two say nothing about the mean.
+    thin = options.runs >= CHUNK and totals.counts["heights"] < heights_min
+    if thin:
+        print(f"TOO LITTLE: fewer than {HEIGHTS_MEAN_MIN} blocks committed a run")
+    return 1 if totals.violations or thin else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ class Checker:
     """Collects what honest nodes commit and sign, and raises `Violation` at the first contradiction.
 
     Properties: no two different blocks are committed at a height; every node's commits are one chain, each block once,
-    oldest first, each the child of the one before; an honest key signs at most one statement per kind, epoch and round.
+    oldest first, each the child of the one before; an honest key signs at most one statement per kind, epoch and round, and
+    nothing of an epoch after something of a later one; one block ends an epoch, and all nodes go on behind it.
     """
 
     genesis_id: bytes
@@ -24,12 +25,28 @@ class Checker:
     tips: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     signed: dict[tuple[bytes, str, int, int], Hashable] = field(default_factory=dict)
     commits: int = 0
+    epochs: dict[int, int] = field(default_factory=dict)
+    ends: dict[int, bytes] = field(default_factory=dict)
+    signing: dict[bytes, int] = field(default_factory=dict)
 
-    def started(self, node: int, height: int, block_id: bytes) -> None:
+    def started(self, node: int, height: int, block_id: bytes, epoch: int = 0) -> None:
         """Note where a node's chain stands when its process starts; it must be on the agreed chain."""
         if height > 0 and self.agreed.get(height) != block_id:
             raise Violation(f"node {node} starts from a block at height {height} that was never committed")
         self.tips[node] = (height, block_id)
+        self.epochs[node] = epoch
+
+    def entered(self, node: int, start: Block) -> None:
+        """Note that a node begins an epoch on its root: behind one block that ended the last one, the same for all."""
+        header = start.header
+        if self.agreed.get(header.height) != header.parent:
+            raise Violation(
+                f"node {node} begins epoch {header.epoch} behind a block that was never committed"
+            )
+        if self.ends.setdefault(header.epoch, header.parent) != header.parent:
+            raise Violation(f"two different blocks begin epoch {header.epoch} (node {node})")
+        self.tips[node] = (header.height, start.id)
+        self.epochs[node] = header.epoch
 
     def committed(self, node: int, block: Block) -> None:
         """Note one committed block of one node."""
@@ -41,6 +58,8 @@ class Checker:
             raise Violation(
                 f"node {node} commits at height {header.height} a block that is no child of its last"
             )
+        if header.epoch != self.epochs.get(node, 0):
+            raise Violation(f"node {node} commits a block of epoch {header.epoch} in another one")
         earlier = self.agreed.setdefault(header.height, block.id)
         if earlier != block.id:
             raise Violation(f"two different blocks are committed at height {header.height} (node {node})")
@@ -64,6 +83,9 @@ class Checker:
                 pass
 
     def _once(self, key: bytes, kind: str, epoch: int, round_: int, statement: Hashable) -> None:
+        if epoch < self.signing.get(key, 0):
+            raise Violation(f"an honest key signs a {kind} of epoch {epoch} after it signed in a later one")
+        self.signing[key] = epoch
         earlier = self.signed.setdefault((key, kind, epoch, round_), statement)
         if earlier != statement:
             raise Violation(f"an honest key signed two different {kind}s in round {round_}")

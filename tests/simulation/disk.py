@@ -1,11 +1,15 @@
 """What a node has written, and what of it survives a crash."""
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from consensus.effects import Persist
 from consensus.recovery import ExecutionResult, RecoveredState
 from consensus.safety import SafetyRecord, record_from_bytes
-from consensus.types import Block, CommitProof, SyncInfo
+from consensus.types import Block, CommitProof, Handover, SyncInfo, is_boundary
+
+_read_record = lru_cache(256)(record_from_bytes)
+"""The disk is asked for the same few bytes before every message that leaves."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Image:
     reveals: tuple[tuple[int, bytes], ...] = ()
     executed: tuple[ExecutionResult, ...] = ()
     batches: frozenset[bytes] = frozenset()
+    start: Block | None = None
+    handovers: dict[int, Handover] = field(default_factory=dict)
 
 
 class Disk:
@@ -59,6 +65,22 @@ class Disk:
         """Store one execution result, unsynced."""
         self._append(replace(self.now, executed=(*self.now.executed, result)), False)
 
+    def write_epoch(self, start: Block, handover: Handover, reveals: tuple[tuple[int, bytes], ...]) -> None:
+        """Begin an epoch: its root, the proof of the last one's end, the beacon state that it starts with; synced."""
+        handovers = {**self.now.handovers, handover.epoch: handover}
+        self._append(replace(self.now, start=start, handovers=handovers, reveals=reveals), True)
+
+    @property
+    def start(self) -> Block:
+        """The root of the epoch that this node is in."""
+        return self.now.start or self.genesis
+
+    @property
+    def last(self) -> Block:
+        """The last committed block; where an epoch has nothing committed, its root."""
+        chain, start = self.now.chain, self.start
+        return chain[-1] if len(chain) > start.height else start
+
     def write_batch(self, batch: bytes) -> None:
         """Store a batch, unsynced: the next synced write covers it."""
         self._append(replace(self.now, batches=self.now.batches | {batch}), False)
@@ -74,28 +96,30 @@ class Disk:
     def synced_record(self) -> SafetyRecord | None:
         """The safety record a crash cannot take back."""
         data = self.images[0].record
-        return None if data is None else record_from_bytes(data)
+        return None if data is None else _read_record(data)
 
     def recovered(self, results_max: int) -> RecoveredState | None:
         """Return what a restarted replica gets, or None if nothing was ever written."""
         image = self.now
         if image == Image():
             return None
-        last = image.chain[-1] if image.chain else self.genesis
+        last, start = self.last, self.start
         return RecoveredState(
             record=None if image.record is None else record_from_bytes(image.record),
             certificates=image.certificates,
             committed=last,
-            proof=image.proofs[last.height] if image.chain else None,
+            proof=None if last is start else image.proofs[last.height],
             reveals=image.reveals,
             blocks=tuple(image.blocks.values()),
             executed=image.executed[-results_max:],
         )
 
     def proven_range(self, above: int, blocks_max: int) -> tuple[tuple[Block, ...], CommitProof] | None:
-        """Return the longest stored range from `above` + 1 that ends in a proven block, or None."""
+        """Return the longest stored range from `above` + 1 that ends in a proven block, or None; of one epoch only."""
         chain = self.now.chain
-        for height in range(min(len(chain), above + blocks_max), above, -1):
+        top = min(len(chain), above + blocks_max)
+        ends = (block.height for block in chain[above:top] if is_boundary(block.header))
+        for height in range(next(ends, top), above, -1):
             if height in self.now.proofs:
                 return chain[above:height], self.now.proofs[height]
         return None

@@ -21,6 +21,8 @@ from consensus.replica import Replica
 from consensus.types import Block
 from node.clock import now_ms
 from node.driver import Driver, DriverPorts
+from node.epochs import EpochRow
+from node.ledger.state import ValidatorSet
 from node.startup import recovered_state
 from node.storage.chain import ChainStore, ExecutedHead, Outcome
 from node.storage.database import Database
@@ -174,7 +176,7 @@ class Machine:
         guard.check(store.safety_record(), str(self.folder))
         store.guard = guard
         self._durable = self.log_bytes()
-        state = recovered_state(store, FAST)
+        state = recovered_state(store, EpochRow(0, world.genesis, ValidatorSet(()), (), None), FAST)
         checker.started(self.slot, state.committed.height, state.committed.id)
         self._queue = deque()
         for height in range(store.executed().height + 1, state.committed.height + 1):
@@ -197,6 +199,7 @@ class Machine:
             fetch_block=self._fetch_block,
             behind=lambda effect: None,
             misbehaved=lambda effect: None,
+            help_epoch=lambda effect: None,
         )
         self.driver = Driver(replica, store, ports, listen_ms=LISTEN_MS)
         self.store = store

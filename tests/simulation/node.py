@@ -9,8 +9,10 @@ from consensus.effects import (
     Deliver,
     Diverged,
     Effect,
+    EpochEnded,
     FetchBlock,
     FetchPayload,
+    HelpEpoch,
     Misbehaved,
     Persist,
     RequestPayload,
@@ -18,6 +20,7 @@ from consensus.effects import (
     SetTimer,
     Stalled,
 )
+from consensus.epochs import carry_reveals, epoch_start
 from consensus.inputs import (
     BlocksSynced,
     Executed,
@@ -33,15 +36,18 @@ from consensus.inputs import (
 from consensus.messages import (
     BlocksMessage,
     CommitVoteMessage,
+    HandoverMessage,
     Message,
     ProposalMessage,
     TimeoutMessage,
     VoteMessage,
+    message_epoch,
 )
 from consensus.recovery import ExecutionResult
 from consensus.replica import Replica
 from consensus.sync import SYNC_BLOCKS_MAX
 from consensus.types import Block
+from consensus.verify import verify_handover
 from tests.simulation.checker import Violation
 from tests.simulation.deaths import EVERYTHING, Death, Manner
 from tests.simulation.disk import Disk
@@ -73,6 +79,7 @@ class Node:
         self.inbox: list[Input] = []
         self.busy = False
         self.reports: list[Effect] = []
+        self.ended: EpochEnded | None = None
 
     @property
     def batches(self) -> frozenset[bytes]:
@@ -89,9 +96,13 @@ class Node:
         world, image = self.world, self.disk.now
         self.incarnation += 1
         self.timers, self.executing, self.pending = {}, False, False
-        last = image.chain[-1] if image.chain else world.genesis
+        self.ended = None
         if self.honest:
-            world.checker.started(self.slot, last.height, last.id)
+            last, start = self.disk.last, self.disk.start
+            if last is start and start is not world.genesis:
+                world.checker.entered(self.slot, start)
+            else:
+                world.checker.started(self.slot, last.height, last.id, last.header.epoch)
         done = len(image.executed)
         self.state = image.executed[-1].state_digest if done else world.genesis.header.state_digest
         self.queue = list(image.chain[done:])
@@ -100,6 +111,36 @@ class Node:
         self.feed(Started(world.now))
         self.note_pending()
         self.execute_next()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this node is in."""
+        return self.disk.start.header.epoch
+
+    def begin_epoch(self) -> None:
+        """Once an epoch's last block is executed, begin the next one with a new replica."""
+        ended, world = self.ended, self.world
+        if ended is None or len(self.disk.now.executed) < ended.boundary.height:
+            return
+        named = verify_handover(world.context_of(self), ended.handover)
+        old, fresh = world.succession.sets[self.epoch], world.succession.sets[self.epoch + 1]
+        if named != fresh.hash:
+            raise Violation(f"node {self.slot} is handed over to a set that the ledger does not know")
+        start = epoch_start(ended.boundary, fresh)
+        reveals = carry_reveals(old, self.disk.now.reveals, fresh)
+        self.disk.write_epoch(start, ended.handover, reveals)
+        self.ended, self.timers = None, {}
+        self.incarnation += 1
+        self.executing = False
+        if self.honest:
+            world.checker.entered(self.slot, start)
+        world.counts["epochs begun"] += 1
+        self.replica = world.make_replica(self)
+        # What waited was for the replica before; the new one starts with its own first input.
+        self.inbox.clear()
+        self.pending = False
+        self.feed(Started(world.clock(self.slot)))
+        self.note_pending()
 
     def crash(self, keep: int) -> None:
         """Kill the process and lose all but `keep` unsynced writes."""
@@ -127,10 +168,14 @@ class Node:
             if death is not None:
                 self.die(effects, death)
                 break
+            replica = self.replica
             for effect in effects:
                 self.perform(effect)
+            if self.replica is not replica:
+                break
         self.inbox.clear()
         self.busy = False
+        self.begin_epoch()
 
     def in_order(self, effects: list[Effect]) -> list[Effect]:
         """The order in which this driver performs effects; a broken one has another."""
@@ -210,19 +255,31 @@ class Node:
                 for source in sources:
                     world.request_block(self.slot, world.index_of(source), block_id, known)
             case Behind(sources=sources):
-                world.request_range(self.slot, world.index_of(sources[0]))
+                world.request_range(self.slot, world.index_of(world.rng.choice(sources)))
+            case EpochEnded():
+                self.ended = effect
+            case HelpEpoch(to=to, epoch=epoch):
+                handover = self.disk.now.handovers.get(epoch)
+                if handover is not None:
+                    world.counts["hand-overs sent"] += 1
+                    self.send(world.index_of(to), HandoverMessage(handover))
             case Misbehaved() | Diverged() | Stalled():
                 world.counts[type(effect).__name__.lower()] += 1
                 self.reports.append(effect)
+                if isinstance(effect, Misbehaved) and effect.evidence:
+                    world.judge(effect.evidence)
 
     def send(self, to: int | None, message: Message) -> None:
         """Put a message on the network."""
-        self.world.checker.sent(self.key, message)
+        if self.honest:
+            self.world.checker.sent(self.key, message)
         self.world.broadcast(self.slot, to, message)
 
     def check_durable(self, message: Message) -> None:
         """No signature of ours leaves before the record that remembers it is synced."""
         record = self.disk.synced_record if self.honest else None
+        if record is not None and (message_epoch(message) or 0) > record.epoch:
+            record = None
         if record is None:
             if self.honest and isinstance(message, (VoteMessage, CommitVoteMessage, TimeoutMessage)):
                 raise Violation(f"node {self.slot} signed before it stored its record")
@@ -255,7 +312,7 @@ class Node:
                 del self.timers[kind]
                 self.feed(TimerFired(kind, self.world.clock(self.slot)))
 
-        self.world.at(max(at_ms - self.world.skew[self.slot], self.world.now + 1), fire)
+        self.world.at(self.world.when(self.slot, at_ms), fire)
 
     def add_batch(self, batch: bytes) -> None:
         """Store a batch, as unsynced as in a node, and tell the replica; a dead process takes none."""
@@ -293,6 +350,10 @@ class Node:
             for source in sources:
                 self.world.request_batch(self.slot, self.world.index_of(source), batch)
 
+    def gives(self, batch: bytes, asker: int) -> bool:
+        """Whether it hands a batch that it has to somebody."""
+        return True
+
     def execute_next(self) -> None:
         """Execute the oldest delivered block once its batches are here; ask around for those that are not."""
         if self.executing or self.replica is None or not self.queue:
@@ -317,7 +378,12 @@ class Node:
         self.executing = False
         self.queue.pop(0)
         self.state = digest("simulated-state", self.state + block.id)
-        result = ExecutionResult(block.height, self.state, digest("simulated-receipts", self.state))
+        result = ExecutionResult(
+            block.height,
+            self.state,
+            digest("simulated-receipts", self.state),
+            self.world.next_set_after(self.disk.start, block),
+        )
         self.disk.write_result(result)
         self.feed(
             Executed(
@@ -326,8 +392,10 @@ class Node:
                 result.state_digest,
                 result.receipts_accumulator,
                 self.world.clock(self.slot),
+                result.next_validators_hash,
             )
         )
+        self.begin_epoch()
         self.execute_next()
 
     def receive(self, sender: int, message: Message) -> None:
@@ -345,6 +413,7 @@ class Node:
         found = next((block for block in reversed(stored) if block.id == below), None)
         if found is not None:
             chain = [*stored[known : found.height], *chain]
+            chain = [block for block in chain if block.header.epoch == chain[-1].header.epoch]
         return BlocksMessage(tuple(chain[-16:])) if chain else None
 
     def serve_range(self, above: int) -> BlocksSynced | None:

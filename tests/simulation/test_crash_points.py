@@ -12,14 +12,15 @@ from tests.simulation.checker import Violation
 from tests.simulation.deaths import EVERYTHING, Death, DirectedFate, Manner
 from tests.simulation.disk import Disk
 from tests.simulation.node import Node
-from tests.simulation.world import CONFIG, START_MS, Schedule, World
+from tests.simulation.schedule import Schedule
+from tests.simulation.world import CONFIG, START_MS, World
 
 DIRECTED = Schedule(
     name="directed",
     validators=4,
-    misdeed="none",
+    misdeeds=(),
     observers=0,
-    chaos_ms=1_600,
+    chaos_ms=2_000,
     calm_ms=3_000,
     loss=0,
     duplicates=0,
@@ -30,6 +31,8 @@ DIRECTED = Schedule(
     crash_in_step=0,
     batches=8,
     skew_ms_max=0,
+    heights_min=12,
+    real_signatures=False,
 )
 VICTIM = 0
 ISOLATED = 2

@@ -4,25 +4,30 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 from blake3 import blake3
 
-from consensus import crypto
-from consensus.beacon import BeaconChain
 from consensus.config import ConsensusConfig
 from consensus.crypto import Verifier
 from consensus.digest import digest
 from consensus.effects import Diverged, Effect
+from consensus.errors import CodecError
+from consensus.evidence import evidence_from_bytes, verify_evidence
 from consensus.messages import Message, decode_message, encode_message
 from consensus.replica import Replica
-from consensus.types import genesis_block
-from consensus.validators import Validator, make_validator_set
-from tests.simulation.byzantine import Equivocator, StaleClaimer
+from consensus.types import Block, Header, genesis_block, header_id, is_boundary
+from consensus.verify import Context, make_context
+from tests.simulation.byzantine import KINDS
+from tests.simulation.byzantine.equivocator import Equivocator
+from tests.simulation.byzantine.splitter import Cabal
 from tests.simulation.checker import Checker, Violation
 from tests.simulation.deaths import Death, Fate, RandomFate
 from tests.simulation.node import Node
+from tests.simulation.schedule import Schedule, draw_schedule
+from tests.simulation.signing import Scheme, in_force
+from tests.simulation.succession import KEYS, SEEDS, Succession, beacon_of
 
 CONFIG = ConsensusConfig(
     timeout_ms_base=400,
@@ -35,74 +40,18 @@ CONFIG = ConsensusConfig(
     fetch_retry_ms=60,
     behind_heights_min=10,
 )
-BEACON_LENGTH = 512
 START_MS = 1_000_000
+TAPE_MAX = 400
+"""Messages that a network which replays remembers."""
+RECODED = 1 / 64
+"""How often a message goes through its wire format on its way."""
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What befalls a run.
-
-    Attributes:
-        name: of the run, and the seed of everything random in it.
-        validators: how many.
-        misdeed: "none", "equivocator" or "stale-claimer": what the last validator is.
-        observers: full nodes without a key.
-        chaos_ms: how long the network is bad; then it heals.
-        calm_ms: how long after that the run goes on.
-        loss, duplicates, replays: chances per message, in percent.
-        delay_ms_max: longest delay of a message while the network is bad.
-        partitions: how many, spread over the bad time.
-        crashes: how many honest crashes, spread over the bad time.
-        crash_in_step: chance per step with a write, in 1/10000, of an end in one of the manners of `deaths.Manner`.
-        batches: payload batches born during the run.
-        skew_ms_max: how far clocks may lie apart.
-    """
-
-    name: str
-    validators: int
-    misdeed: str
-    observers: int
-    chaos_ms: int
-    calm_ms: int
-    loss: int
-    duplicates: int
-    replays: int
-    delay_ms_max: int
-    partitions: int
-    crashes: int
-    crash_in_step: int
-    batches: int
-    skew_ms_max: int
-
-
-def draw_schedule(seed: int, run: int) -> Schedule:
-    """Draw the schedule of one run."""
-    name = f"{seed}:{run}"
-    rng = random.Random(f"schedule {name}")
-    rough = rng.random() < 0.8
-    return Schedule(
-        name=name,
-        validators=4,
-        misdeed=rng.choice(("none", "equivocator", "stale-claimer", "equivocator", "stale-claimer")),
-        observers=1 if rng.random() < 0.3 else 0,
-        chaos_ms=rng.choice((2_000, 4_000, 8_000)),
-        calm_ms=12_000,
-        loss=rng.choice((0, 2, 10, 25)) if rough else 0,
-        duplicates=rng.choice((0, 5)) if rough else 0,
-        replays=rng.choice((0, 3)) if rough else 0,
-        delay_ms_max=rng.choice((5, 20, 100, 400)),
-        partitions=rng.choice((0, 1, 3)) if rough else 0,
-        crashes=rng.choice((0, 1, 4)) if rough else 0,
-        crash_in_step=rng.choice((0, 100, 500)) if rough else 0,
-        batches=rng.choice((0, 5, 25)),
-        skew_ms_max=rng.choice((0, 50, 500)),
-    )
-
+GROWTH_MIN = 3
+"""A node has recovered once it has all that was committed when the network healed, and so many blocks more."""
+PPM = 1_000_000
 
 _VERIFIER = Verifier(1 << 17)
-_SEEDS = sorted((digest("simulated-key", bytes([i])) for i in range(8)), key=crypto.public_key)
-_BEACONS = [BeaconChain(digest("simulated-beacon", seed), BEACON_LENGTH) for seed in _SEEDS]
 
 
 class World:
@@ -113,6 +62,7 @@ class World:
     ) -> None:
         self.schedule = schedule
         self.config = config
+        self.collecting = replace(config, vote_fanout="collector")
         self.rng = random.Random(f"world {schedule.name}")
         self.fate: Fate = RandomFate(schedule.crash_in_step, self.rng)
         self.honest_kind = honest_kind
@@ -121,42 +71,66 @@ class World:
         self.healed = False
         self.counts: Counter[str] = Counter()
         self.trace = blake3()
+        self.recovery_ms = 0
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
 
         size = schedule.validators
-        everyone = sorted(_SEEDS[:size], key=crypto.public_key)
-        self.seeds = everyone
-        self.keys = [crypto.public_key(seed) for seed in everyone]
-        beacons = dict(zip(_SEEDS, _BEACONS, strict=True))
-        self.beacons = [beacons[seed] for seed in everyone]
-        self.validators = make_validator_set(
-            0,
-            [Validator(key, 1, beacon.anchor) for key, beacon in zip(self.keys, self.beacons, strict=True)],
+        self.seeds, self.keys = SEEDS[:size], KEYS[:size]
+        self.beacons = [beacon_of(index, 0) for index in range(size)]
+        self._index = {key: index for index, key in enumerate(self.keys)}
+        self._seed_of = dict(zip(self.keys, self.seeds, strict=True))
+        self.scheme = Scheme(self._seed_of, real=schedule.real_signatures, verifier=_VERIFIER)
+        stakes = schedule.stakes or (1,) * size
+        self.succession = Succession(
+            schedule.name,
+            stakes,
+            len(schedule.misdeeds),
+            schedule.epochs,
+            drawn_leaders=schedule.drawn_leaders,
         )
+        self.validators = self.succession.sets[0]
         self.chain_id = digest("simulated-chain", b"")
         self.genesis = genesis_block(
             self.chain_id, digest("simulated-state", b""), 0, START_MS - 1, digest("simulated-receipts", b"")
         )
+        self._contexts: dict[bytes, Context] = {}
         self.checker = Checker(self.genesis.id)
+        self.cabal = Cabal()
         self.twin_base = size + schedule.observers
         self.left_half = {slot for slot in range(size) if self.rng.random() < 0.5}
         self.nodes = self._make_nodes()
-        spread = schedule.skew_ms_max
+        self._slots = {key: [node.slot for node in self.nodes if node.key == key] for key in self.keys}
+        spread, drift = schedule.skew_ms_max, schedule.drift_ppm_max
         self.skew = [self.rng.randint(0, spread) for _ in self.nodes]
+        self.rate = [PPM + self.rng.randint(-drift, drift) for _ in self.nodes]
         self.groups: dict[int, int] | None = None
         self.past: list[tuple[int, int, Message]] = []
 
     def _make_nodes(self) -> list[Node]:
-        size, misdeed = self.schedule.validators, self.schedule.misdeed
-        honest = self.honest_kind
-        kinds = {"none": honest, "equivocator": Equivocator, "stale-claimer": StaleClaimer}
-        nodes: list[Node] = [honest(self, slot, slot) for slot in range(size - 1)]
-        nodes.append(kinds[misdeed](self, size - 1, size - 1))
-        nodes.extend(honest(self, size + i, None) for i in range(self.schedule.observers))
-        if misdeed == "equivocator":
-            nodes.append(Equivocator(self, self.twin_base, size - 1))
+        schedule, honest = self.schedule, self.honest_kind
+        size, misdeeds = schedule.validators, schedule.misdeeds
+        kinds = [honest] * (size - len(misdeeds)) + [KINDS[misdeed] for misdeed in misdeeds]
+        nodes: list[Node] = [kind(self, slot, slot) for slot, kind in enumerate(kinds)]
+        nodes.extend(honest(self, size + i, None) for i in range(schedule.observers))
+        twins = [slot for slot, kind in enumerate(kinds) if kind is Equivocator]
+        nodes.extend(Equivocator(self, self.twin_base + i, slot) for i, slot in enumerate(twins))
         return nodes
+
+    def sign(self, key: bytes, message: bytes) -> bytes:
+        """Sign anything as a liar does; only for the owner of the key."""
+        return self.scheme.sign(self._seed_of[key], message)
+
+    def id_of(self, header: Header) -> bytes:
+        """A header's block id."""
+        return header_id(header)
+
+    def judge(self, evidence: bytes) -> None:
+        """Evidence that a node reports must convince anybody, and be against nobody who is honest."""
+        offence = verify_evidence(self.chain_id, evidence_from_bytes(evidence))
+        if self._index[offence.author] < self.schedule.validators - len(self.schedule.misdeeds):
+            raise Violation(f"evidence against an honest key: {offence.kind.name}")
+        self.counts[f"evidence of {offence.kind.name.lower()}"] += 1
 
     # Clock and events.
 
@@ -170,11 +144,20 @@ class World:
         self.at(self.now + delay_ms, action)
 
     def clock(self, slot: int) -> int:
-        """What a node's clock shows."""
-        return self.now + self.skew[slot]
+        """What a node's clock shows: it was set wrong, and it runs at a rate of its own."""
+        return START_MS + (self.now - START_MS) * self.rate[slot] // PPM + self.skew[slot]
+
+    def when(self, slot: int, clock_ms: int) -> int:
+        """The virtual time at which a node's clock shows `clock_ms`, at the earliest a moment from now."""
+        ahead = -(-(clock_ms - self.clock(slot)) * PPM // self.rate[slot])
+        return max(self.now + 1, self.now + ahead)
 
     def run(self) -> None:
         """Run the whole schedule, then require that every honest node made progress after the network healed."""
+        with in_force(self.scheme):
+            self._run()
+
+    def _run(self) -> None:
         schedule = self.schedule
         heal_ms = START_MS + schedule.chaos_ms
         for node in self.nodes:
@@ -184,7 +167,7 @@ class World:
         for _ in range(schedule.crashes):
             slot = self.rng.choice([node.slot for node in self.nodes if node.honest])
             node = self.nodes[slot]
-            self.at(START_MS + self.rng.randint(100, schedule.chaos_ms), partial(self.crash, node))
+            self.at(START_MS + self.rng.randint(100, max(101, schedule.chaos_ms)), partial(self.crash, node))
         for number in range(schedule.batches):
             born = START_MS + self.rng.randint(0, schedule.chaos_ms + schedule.calm_ms // 2)
             self.at(born, partial(self._new_batch, number))
@@ -192,10 +175,11 @@ class World:
         self._run_until(heal_ms + 1)
         top = self.checker.top()
         heights = {node.slot: self.checker.tips.get(node.slot, (0, b""))[0] for node in self.nodes}
-        self._run_until(heal_ms + schedule.calm_ms)
+        goals = {slot: max(top, height + GROWTH_MIN) for slot, height in heights.items()}
+        self._run_calm(heal_ms, goals)
         for node in self.nodes:
             if node.honest:
-                self.checker.alive(node.slot, heights[node.slot], 3)
+                self.checker.alive(node.slot, heights[node.slot], GROWTH_MIN)
                 self.checker.kept(node.slot, top)
         tips = [self.checker.tips[node.slot][0] for node in self.nodes if node.honest]
         if max(tips) - min(tips) > 6:
@@ -206,29 +190,78 @@ class World:
         self.counts["heights"] += max(tips)
         self.counts["rounds"] += max(node.replica.round for node in self.nodes if node.replica)
         self.counts["commits"] += self.checker.commits
+        self.counts["epoch changes"] += len(self.checker.ends)
         self.trace.update(repr(sorted(self.checker.agreed.items())).encode())
+
+    def _run_calm(self, heal_ms: int, goals: dict[int, int]) -> None:
+        """Run on a healed network until every honest node has recovered and the chain is long enough, or time is up."""
+        end_ms, heights_min = heal_ms + self.schedule.calm_ms, self.schedule.heights_min
+        behind = [node.slot for node in self.nodes if node.honest]
+        seen = -1
+        while self._events and self._events[0][0] < end_ms:
+            self._next_event()
+            if self.checker.commits == seen:
+                continue
+            seen = self.checker.commits
+            behind = [slot for slot in behind if self.checker.tips[slot][0] < goals[slot]]
+            if behind:
+                continue
+            self.recovery_ms = self.recovery_ms or self.now - heal_ms
+            if heights_min is None:
+                self._run_until(end_ms)
+            elif self.checker.top() >= heights_min and self._together():
+                return
+
+    def _together(self) -> bool:
+        tips = [self.checker.tips[node.slot][0] for node in self.nodes if node.honest]
+        return max(tips) - min(tips) <= 2
 
     def _run_until(self, end_ms: int) -> None:
         while self._events and self._events[0][0] < end_ms:
-            at_ms, _, action = heapq.heappop(self._events)
-            self.now = max(self.now, at_ms)
-            action()
-            self.counts["events"] += 1
+            self._next_event()
+
+    def _next_event(self) -> None:
+        at_ms, _, action = heapq.heappop(self._events)
+        self.now = max(self.now, at_ms)
+        action()
+        self.counts["events"] += 1
 
     # Processes.
 
     def make_replica(self, node: Node) -> Replica:
         """Build a node's replica from its disk."""
-        index = node.key_index
+        index, epoch = node.key_index, node.epoch
+        beacon = None if index is None else self.succession.beacon(epoch, index)
+        recovered = node.disk.recovered(self.config.lag_max + 1)
+        record = None if recovered is None else recovered.record
         return Replica(
-            self.validators,
-            self.genesis,
-            self.config,
-            seed=None if index is None else self.seeds[index],
-            beacon=None if index is None else self.beacons[index],
-            recovered=node.disk.recovered(self.config.lag_max + 1),
-            verifier=_VERIFIER,
+            self.succession.sets[epoch],
+            node.disk.start,
+            self.collecting if node.slot < self.schedule.collectors else self.config,
+            signer=None
+            if index is None or beacon is None
+            else self.scheme.rules(self.seeds[index], self.context_of(node), record),
+            beacon=beacon,
+            recovered=recovered,
+            verifier=self.scheme.verifier,
         )
+
+    def context_of(self, node: Node) -> Context:
+        """What signatures are checked with in a node's epoch."""
+        start = node.disk.start
+        known = self._contexts.get(start.id)
+        if known is None:
+            known = make_context(self.succession.sets[start.header.epoch], start, self.scheme.verifier)
+            self._contexts[start.id] = known
+        return known
+
+    def next_set_after(self, start: Block, block: Block) -> bytes:
+        """What the ledger says after a block of the epoch rooted in `start`: the next set's hash once it is frozen."""
+        epoch = block.header.epoch
+        if epoch == self.schedule.epochs or is_boundary(block.header):
+            return b""
+        frozen = block.height >= start.height + self.schedule.epoch_heights
+        return self.succession.sets[epoch + 1].hash if frozen else b""
 
     def death(self, node: Node, effects: list[Effect]) -> Death | None:
         """Decide whether, and how, a process ends in the step whose effects these are."""
@@ -278,7 +311,7 @@ class World:
 
     def slots(self, key: bytes) -> list[int]:
         """Slots of a validator: two for an equivocator."""
-        return [node.slot for node in self.nodes if node.key == key]
+        return self._slots[key]
 
     def targets(self, sender: int, to: int | None) -> list[int]:
         """Slots a message goes to; observers hear all broadcasts, as full nodes do by gossip."""
@@ -295,8 +328,8 @@ class World:
     def delay_ms(self) -> int:
         """Draw how long something takes on the network."""
         if self.healed:
-            return self.rng.randint(1, 10)
-        return self.rng.randint(1, self.schedule.delay_ms_max)
+            return 1 + int(self.rng.random() * 10)
+        return 1 + int(self.rng.random() * self.schedule.delay_ms_max)
 
     def cut(self, one: int, other: int) -> bool:
         """Whether the network loses what is sent between two nodes now."""
@@ -304,26 +337,39 @@ class World:
             return False
         if self.groups is not None and self.groups[one] != self.groups[other]:
             return True
-        return self.rng.randrange(100) < self.schedule.loss
+        return self.chance(self.schedule.loss)
+
+    def chance(self, percent: int) -> bool:
+        """Draw whether something of this chance happens."""
+        return percent > 0 and 100 * self.rng.random() < percent
 
     def transmit(self, sender: int, slot: int, message: Message) -> None:
         """Put one message on the wire; it may be lost, doubled, delayed, or come again much later."""
         self.counts["messages"] += 1
-        if self.rng.randrange(64) == 0:
-            message = decode_message(encode_message(message))
-        if len(self.past) < 400:
-            self.past.append((sender, slot, message))
-        else:
-            self.past[self.rng.randrange(400)] = (sender, slot, message)
-        if self.rng.randrange(100) < self.schedule.replays:
-            self.counts["replayed"] += 1
-            self._deliver(*self.rng.choice(self.past))
+        if self.rng.random() < RECODED:
+            try:
+                message = decode_message(encode_message(message))
+            except CodecError:
+                self.counts["undecodable"] += 1
+                return
+        if self.schedule.replays:
+            self._tape(sender, slot, message)
         if self.cut(sender, slot):
             self.counts["lost"] += 1
             return
         self._deliver(sender, slot, message)
-        if not self.healed and self.rng.randrange(100) < self.schedule.duplicates:
+        if not self.healed and self.chance(self.schedule.duplicates):
             self._deliver(sender, slot, message)
+
+    def _tape(self, sender: int, slot: int, message: Message) -> None:
+        """Keep a message for a replay, and perhaps replay one."""
+        if len(self.past) < TAPE_MAX:
+            self.past.append((sender, slot, message))
+        else:
+            self.past[int(self.rng.random() * TAPE_MAX)] = (sender, slot, message)
+        if self.chance(self.schedule.replays):
+            self.counts["replayed"] += 1
+            self._deliver(*self.rng.choice(self.past))
 
     def _deliver(self, sender: int, slot: int, message: Message) -> None:
         self.after(self.delay_ms(), lambda: self.nodes[slot].receive(sender, message))
@@ -355,7 +401,11 @@ class World:
     def request_batch(self, asker: int, source: int, batch: bytes) -> None:
         """Ask a validator for a batch."""
         for slot in self.slots(self.keys[source]):
-            if batch in self.nodes[slot].batches and not self.cut(asker, slot):
+            if (
+                batch in self.nodes[slot].batches
+                and self.nodes[slot].gives(batch, asker)
+                and not self.cut(asker, slot)
+            ):
                 node = self.nodes[asker]
                 self.after(2 * self.delay_ms(), partial(node.add_batch, batch))
 
@@ -384,12 +434,15 @@ class World:
 
     def index_of(self, key: bytes) -> int:
         """Validator index of a key."""
-        return self.keys.index(key)
+        return self._index[key]
 
 
-def run_one(seed: int, run: int) -> tuple[Schedule, Counter[str], str]:
+def run_one(
+    seed: int, run: int, only: str | None = None, size: int | None = None
+) -> tuple[Schedule, Counter[str], str]:
     """Run one schedule; return it, its counts and a digest of what was committed. Raises `Violation`."""
-    schedule = draw_schedule(seed, run)
+    schedule = draw_schedule(seed, run, only, size)
     world = World(schedule)
     world.run()
+    world.counts["recovery ms"] = world.recovery_ms
     return schedule, world.counts, world.trace.hexdigest()
