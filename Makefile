@@ -7,8 +7,10 @@ HOME_DIR ?= demo-home
 SEED ?= 7
 RUNS ?= 200
 SECONDS ?= 60
+JOBS ?= 2
+VALIDATORS ?= 4
 
-.PHONY: help demo devnet test test-slow nightly lint format venv sim hardening fuzz interop machines vectors clean
+.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model chaos soak throughput hardening fuzz interop machines vectors clean
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,7 +38,26 @@ format: venv ## let ruff rewrite what it can
 	@$(BIN)/ruff format .
 
 sim: venv ## seeded consensus schedules; SEED=7 RUNS=200 replays them
-	@$(BIN)/python -m tests.simulation --seed $(SEED) --runs $(RUNS)
+	@$(BIN)/python -m tests.simulation --seed $(SEED) --runs $(RUNS) --jobs $(JOBS)
+
+twins: venv ## every Twins scenario of three rounds, then drawn ones of six
+	@$(BIN)/python -m tests.twins --rounds 3 --jobs $(JOBS)
+	@$(BIN)/python -m tests.twins --rounds 6 --random 5000 --jobs $(JOBS)
+
+mutants: venv ## break every rule of the protocol once: the tests must notice
+	@$(BIN)/python -m tests.simulation.mutants --check --jobs $(JOBS)
+
+model: venv ## every history of the rules within a bound, each rule's need, and histories played on real replicas
+	@$(BIN)/python -m tests.model --rounds 3
+
+chaos: venv ## real processes under load, killed, stopped, cut off, out of disk, lied to; SECONDS=120 VALIDATORS=4
+	@$(BIN)/python -m tests.chaos --validators $(VALIDATORS) --seconds $(SECONDS) --seed $(SEED)
+
+soak: venv ## an hour of load: memory, disk and latency, judged by their slopes
+	@$(BIN)/python -m tests.chaos.soak --minutes 60
+
+throughput: venv ## transactions a second, finality and CPU a transaction, on real processes
+	@$(BIN)/python -m benchmarks.throughput --validators $(VALIDATORS) --seconds 20
 
 hardening: venv ## remove each hardening once from a copy of the tree: its tests must fail
 	@$(BIN)/python -m tests.hardening
