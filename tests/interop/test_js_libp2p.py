@@ -11,7 +11,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,20 @@ class JsPeer:
     process: trio.Process
     events: trio.MemoryReceiveChannel[dict[str, Any]]
     peer_id: str = ""
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
 
     async def until(self, did: str) -> dict[str, Any]:
-        """Return the next event of a kind; others are passed over, a failure is raised."""
+        """Return the next event of a kind; others are kept for whoever waits for them, a failure is raised."""
+        for event in self.passed_over:
+            if event["did"] == did:
+                self.passed_over.remove(event)
+                return event
         with trio.fail_after(ANSWER_S_MAX):
             async for event in self.events:
                 assert event["did"] != "failed", event
                 if event["did"] == did:
                     return event
+                self.passed_over.append(event)
         raise EOFError(f"the js node ended before it {did}")
 
     async def order(self, *words: str) -> dict[str, Any]:
