@@ -76,7 +76,10 @@ class EpochRow:
 
 
 def row_from_bytes(data: bytes) -> EpochRow:
-    """Read `EpochRow.to_bytes`; raises CodecError, or MalformedError where the ledger's set is damaged."""
+    """Read `EpochRow.to_bytes`; raises CodecError, or MalformedError where the ledger's set is damaged.
+
+    Its set is one that consensus can have, in the ledger's order: a stranger's row is as likely to hold any other.
+    """
     items = fields.array(codec.decode(data, ROW_BYTES_MAX), 6, "epoch")
     version, number, start, validators, reveals, handover = items
     if type(version) is not int or version != ROW_VERSION:
@@ -87,13 +90,20 @@ def row_from_bytes(data: bytes) -> EpochRow:
     for item in fields.array_upto(reveals, VALIDATORS_MAX, "reveals"):
         count, last = fields.array(item, 2, "reveal")
         rows.append((fields.uint(count, "reveals"), fields.hash32(last, "reveal")))
-    return EpochRow(
+    row = EpochRow(
         number=fields.uint(number, "epoch"),
         start=decode_block(start),
         validators=from_bytes(ValidatorSet, validators, SET_BYTES_MAX),
         reveals=tuple(rows),
         handover=decode_handover(handover) if handover else None,
     )
+    try:
+        ordered = [validator.id for validator in row.consensus_set.validators]
+    except ValueError as error:
+        raise CodecError(f"epoch: {error}") from error
+    if ordered != [entry.consensus_key for entry in row.validators.validators]:
+        raise CodecError("epoch: validators out of order")
+    return row
 
 
 def first_row(genesis: Block, validators: ValidatorSet) -> EpochRow:

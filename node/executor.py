@@ -72,10 +72,9 @@ class SharedVerifier(Verifier):
     def __call__(self, public: bytes, message: bytes, signature: bytes) -> bool:
         """Return whether the signature is good, from memory where possible."""
         key = (public, message, signature)
-        with self._lock:
-            if key in self._good:
-                return True
-        # Not under the lock: the curve takes many times longer than the memory, and threads would wait in turn.
+        # One look at a dict is atomic: under the lock, a thread that lost its turn inside would keep all others waiting.
+        if key in self._good:
+            return True
         if not verify(public, message, signature):
             return False
         with self._lock:
@@ -86,8 +85,7 @@ class SharedVerifier(Verifier):
 
     def knows(self, public: bytes, message: bytes, signature: bytes) -> bool:
         """Whether the signature was found good before and is remembered."""
-        with self._lock:
-            return (public, message, signature) in self._good
+        return (public, message, signature) in self._good
 
 
 @dataclass(frozen=True, slots=True)

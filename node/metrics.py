@@ -62,6 +62,7 @@ class Snapshot:
     storage_database_bytes: int
     storage_blobs_bytes: int
     storage_free_bytes: int
+    storage_snapshot_failed: int
     worker_jobs: int
 
 
@@ -91,6 +92,7 @@ _HELP: dict[str, str] = {
     "storage_database_bytes": "Bytes of the database's files",
     "storage_blobs_bytes": "Bytes of the kept blobs",
     "storage_free_bytes": "Bytes free on the file system of the node's home",
+    "storage_snapshot_failed": "1 while the newest snapshot could not be written, so that nobody can start from it here",
     "worker_jobs": "Recomputations that wait or run",
 }
 _COUNTERS = frozenset(

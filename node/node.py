@@ -67,6 +67,7 @@ from node.snapshot.making import Maker
 from node.snapshot.plan import install_ready
 from node.startup import (
     BEACON_REVEALS,
+    check_retention,
     check_validator,
     consensus_config,
     guard_record,
@@ -110,6 +111,8 @@ FRESH_CHAIN_MS = 60_000
 PAYLOAD_DELAY_S = 0.005
 # Between two announcements of this node; the last block of a busy time is announced once it has passed.
 ANNOUNCE_PAUSE_S = 0.5
+# The same where only validators would hear it: they follow consensus, and ask when they hear nothing.
+ANNOUNCE_AMONG_VALIDATORS_PAUSE_S = 5.0
 LOOK_HEIGHTS = 8
 RPC_END_S_MAX = 1.0
 
@@ -125,6 +128,7 @@ class Node:
         self._database = Database(home.data_path / "chain")
         self.store = ChainStore(self._database)
         document = load_genesis(home)
+        check_retention(document, config.storage.retain_heights)
         signs = self.identity.consensus_seed is not None
         if signs:
             refuse_lost_record(home, self.store, chain_id(document))
@@ -189,7 +193,7 @@ class Node:
             shelf=shelf,
             late=Latecomer(
                 self.store,
-                SnapshotClient(self.network, self.chain_id, first, self.shelf.incoming()),
+                SnapshotClient(self.network, self.chain_id, first, self.shelf.incoming(), every),
                 config.sync,
                 every,
             ).consider,
@@ -260,6 +264,7 @@ class Node:
         self._payload_told_soon = False
         self._announcing = False
         self._announce_from_s = 0.0
+        self._connected: set[str] = set()
         self._fetching_payload: set[bytes] = set()
         self._fetching_blocks: set[bytes] = set()
 
@@ -631,7 +636,10 @@ class Node:
 
     def _on_peer(self, event: PeerEvent) -> None:
         log.info("peer", peer=event.peer_id, connected=event.connected)
-        if not event.connected:
+        if event.connected:
+            self._connected.add(event.peer_id)
+        else:
+            self._connected.discard(event.peer_id)
             self.sync.forget(event.peer_id)
 
     # --- blocks ---
@@ -677,7 +685,7 @@ class Node:
             self.duties.look(head.height)
         for inference in done.audits_ended:
             self._start(self._forget_opening, inference)
-        if header.proposer == self.identity.consensus_key:
+        if header.proposer == self.identity.consensus_key or (self.votes and self._has_followers()):
             self._announce_soon()
 
     def _expire_batches(self, height: int) -> None:
@@ -703,6 +711,10 @@ class Node:
         if record is not None and record.blob_digest and not self.keeper.refers(record.blob_digest):
             await trio.to_thread.run_sync(forget_opening, self.blobs, record)
 
+    def _has_followers(self) -> bool:
+        """Whether a peer is connected that is no validator, and so learns from announcements how far the chain is."""
+        return any(peer_id not in self.directory.validator_of for peer_id in self._connected)
+
     def _announce_soon(self) -> None:
         """Say how far this node has come, soon: gossip costs every node milliseconds, so blocks that follow at once go together."""
         if not self._announcing:
@@ -713,7 +725,8 @@ class Node:
     async def _announce(self, delay_s: float) -> None:
         await trio.sleep(delay_s)
         self._announcing = False
-        self._announce_from_s = trio.current_time() + ANNOUNCE_PAUSE_S
+        pause_s = ANNOUNCE_PAUSE_S if self._has_followers() else ANNOUNCE_AMONG_VALIDATORS_PAUSE_S
+        self._announce_from_s = trio.current_time() + pause_s
         try:
             data = encode_announcement(self.sync.announcement())
             await self.network.publish(Topic.BLOCKS, data, PUBLISH_TIMEOUT_S)

@@ -232,6 +232,7 @@ class Observer:
             storage_database_bytes=self._disk.database_bytes,
             storage_blobs_bytes=self._disk.blobs_bytes,
             storage_free_bytes=self._disk.free_bytes,
+            storage_snapshot_failed=int(bool(node.snapshots.problem)),
             worker_jobs=node.worker.jobs,
         )
 

@@ -80,6 +80,17 @@ def load_genesis(home: Home) -> Genesis:
     return read_genesis(home.genesis_path)
 
 
+def check_retention(genesis: Genesis, retain_heights: int) -> None:
+    """Refuse a node that forgets blocks on a chain without snapshots: once all do so, nobody can join any more. Raises ConfigInvalid."""
+    if retain_heights and not genesis.params.snapshot_heights:
+        raise ConfigInvalid(
+            "storage.retain_heights",
+            "0, which keeps all blocks: this chain makes no snapshots (its genesis has snapshot_heights = 0), so who joins "
+            "has to execute every block from the first",
+            retain_heights,
+        )
+
+
 def read_genesis(path: Path) -> Genesis:
     """Read a chain's genesis.json; raises as `load_genesis` does, and OSError."""
     with path.open("rb") as file:

@@ -64,6 +64,8 @@ log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 8.0
 POLL_S = 2.0
+# While blocks come through consensus, peers are asked how far they are once in so many times.
+POLLS_SPARED_MAX = 8
 WRONG_BYTES_POINTS = 40
 REFUSED_UNKNOWN = 1
 REFUSED_MALFORMED = 2
@@ -134,6 +136,7 @@ class Sync:
         self._late = late
         self._pruned: set[str] = set()  # peers that do not have the next block any more
         self._wake = trio.Event()
+        self._polls_spared = 0
         self.syncing = False
 
     # --- what peers ask ---
@@ -267,9 +270,10 @@ class Sync:
     async def run(self) -> None:
         """Follow the highest peer for ever."""
         while True:
+            before = self._store.committed_height()
             with trio.move_on_after(POLL_S):
                 await self._wake.wait()
-            if not self._wake.is_set():
+            if not self._wake.is_set() and not self._spares_poll(before):
                 await self._poll()
             self._wake = trio.Event()
             while (peer_id := self._leader()) is not None:
@@ -284,6 +288,12 @@ class Sync:
                     if self._resting.get(peer_id, (0.0, 0.0))[0] <= trio.current_time():
                         self._rest(peer_id)
             self.syncing = False
+
+    def _spares_poll(self, before: int) -> bool:
+        """Whether blocks came without us (`before` was the height), so through consensus: then nobody is far ahead."""
+        grew = self._store.committed_height() > before
+        self._polls_spared = self._polls_spared + 1 if grew and self._polls_spared < POLLS_SPARED_MAX else 0
+        return self._polls_spared > 0
 
     def _gone(self) -> bool:
         """Whether every peer that is ahead has refused the next block as pruned: one alone may lie, or have little room."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -41,17 +42,21 @@ async def guard(app: App, piece_s: float, scope: Scope, receive: Receive, send: 
             await receive_watched()
 
     async with trio.open_nursery() as nursery:
+        watch = _Watch(stream, piece_s)
 
         async def send_watched(message: Message) -> None:
+            if not watch.runs:  # one task for all pieces of an answer: most answers are over before it looks
+                watch.runs = True
+                nursery.start_soon(watch.run)
             if (
                 message["type"] != "http.response.body"
                 or message.get("more_body", False)
                 or body_ended.is_set()
             ):
-                await _send_in_time(send, message, stream, piece_s)
+                await watch.send(send, message)
                 return
             nursery.start_soon(drain)
-            await _send_in_time(send, {**message, "more_body": True}, stream, piece_s)
+            await watch.send(send, {**message, "more_body": True})
             with trio.move_on_after(_LINGER_S):
                 await body_ended.wait()
             if not body_ended.is_set():
@@ -62,13 +67,25 @@ async def guard(app: App, piece_s: float, scope: Scope, receive: Receive, send: 
         nursery.cancel_scope.cancel()
 
 
-async def _send_in_time(send: Send, message: Message, stream: trio.SocketStream, seconds: float) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_close_after, stream, seconds)
-        await send(message)
-        nursery.cancel_scope.cancel()
+class _Watch:
+    """Closes a connection whose client has not taken a piece of its answer in ``piece_s``."""
 
+    def __init__(self, stream: trio.SocketStream, piece_s: float) -> None:
+        self.runs = False
+        self._stream = stream
+        self._piece_s = piece_s
+        self._until_s = math.inf  # of the piece that is being sent
 
-async def _close_after(stream: trio.SocketStream, seconds: float) -> None:
-    await trio.sleep(seconds)
-    stream.socket.close()
+    async def send(self, send: Send, message: Message) -> None:
+        """Send one piece; it fails once `run` has closed the connection."""
+        self._until_s = trio.current_time() + self._piece_s
+        try:
+            await send(message)
+        finally:
+            self._until_s = math.inf
+
+    async def run(self) -> None:
+        """Look when the piece that is being sent is due, or a piece that begins now would be."""
+        while trio.current_time() < self._until_s:  # noqa: ASYNC110  it waits for a time that moves
+            await trio.sleep_until(min(self._until_s, trio.current_time() + self._piece_s))
+        self._stream.socket.close()

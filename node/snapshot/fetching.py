@@ -7,7 +7,7 @@ of one after it joins the blocks that follow. No peer is believed, so any of the
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -22,9 +22,9 @@ from consensus.tree import Reveals
 from consensus.types import Block, CommitProof, decode_block, decode_proof, is_boundary
 from consensus.verify import verify_commit_proof
 from node.epochs import EpochRow, check_row, context_of, row_from_bytes
-from node.ledger.epochs import reveals_at
+from node.ledger.epochs import consensus_set, reveals_at
 from node.ledger.errors import LedgerError
-from node.ledger.state import BEACON, VALIDATORS_KEY, get_validators
+from node.ledger.state import BEACON, VALIDATORS_KEY, ValidatorSet, get_validators
 from node.network.errors import NetworkError
 from node.network.network import Network
 from node.snapshot.files import Incoming, Manifest, decode_manifest
@@ -36,6 +36,7 @@ from node.snapshot.format import (
     decode_head_chunk,
     lthash_of_rows,
     read_chunks,
+    snapshot_height,
 )
 from node.snapshot.plan import Plan
 from node.wire import (
@@ -86,7 +87,11 @@ class Joint:
 class SnapshotClient:
     """Fetches one snapshot at a time into `incoming`."""
 
-    def __init__(self, network: Network, chain_id: bytes, genesis: EpochRow, incoming: Incoming) -> None:
+    def __init__(
+        self, network: Network, chain_id: bytes, genesis: EpochRow, incoming: Incoming, every: int
+    ) -> None:
+        """`every` is the chain's `snapshot_heights`."""
+        self._every = every
         self._network = network
         self._chain_id = chain_id
         self._genesis = genesis
@@ -140,6 +145,9 @@ class SnapshotClient:
             proof = decode_proof(offer.proof)
             if block.header.snapshot_root != manifest.root:
                 raise SnapshotInvalid("the header carries another root")
+            # The root does not cover the height: under a false one nobody else could be asked for these chunks.
+            if manifest.height != snapshot_height(block.header.executed_height, self._every):
+                raise SnapshotInvalid("the header's root is of another height")
             if not await self._learn_epochs(peer_id, block.header.epoch):
                 return None
             context = context_of(self._rows[block.header.epoch], self._chain_id)
@@ -221,7 +229,7 @@ class SnapshotClient:
     async def _complete(self, proven: Proven, sources: Sequence[str]) -> bool:
         """Check the whole, find the blocks that join it to the chain, and write the plan down."""
         try:
-            head, reveals = await trio.to_thread.run_sync(self._check_state, proven.manifest)
+            head, reveals, validators = await trio.to_thread.run_sync(self._check_state, proven.manifest)
         except SnapshotInvalid as error:
             # A quorum signed it, so no single peer is to blame, and no other copy will be better.
             log.error("snapshot_refused", height=proven.manifest.height, error=str(error))
@@ -232,18 +240,18 @@ class SnapshotClient:
                 joint = await self._joint(peer_id, head, proven.epochs)
                 if joint is None:
                     continue
-                final = after_blocks(joint.blocks[1:], proven.epochs[joint.epoch], reveals)
+                rows = vouched_rows(proven.epochs[: joint.epoch + 1], joint.blocks[0], validators)
+                final = after_blocks(joint.blocks[1:], rows[-1], reveals)
             except _FAULTS as error:
                 self._blame(peer_id, error)
                 continue
-            rows = tuple(row for row in proven.epochs[1 : joint.epoch + 1])
-            plan = Plan(proven.manifest.root, rows, joint.blocks, joint.proof, final)
+            plan = Plan(proven.manifest.root, rows[1:], joint.blocks, joint.proof, final)
             await trio.to_thread.run_sync(self._incoming.keep_plan, plan.to_bytes())
             return True
         return False
 
-    def _check_state(self, manifest: Manifest) -> tuple[SnapshotHead, Reveals]:
-        """Add up the whole; returns what it belongs to, and the beacon's state. Raises SnapshotInvalid, OSError."""
+    def _check_state(self, manifest: Manifest) -> tuple[SnapshotHead, Reveals, ValidatorSet]:
+        """Add up the whole; returns what it belongs to, the beacon's state, the set in force. Raises SnapshotInvalid, OSError."""
         chunks = self._incoming.chunks(manifest, self._chain_id)
         head = decode_head_chunk(next(chunks), self._chain_id)
         if head.head.height != manifest.height:
@@ -252,7 +260,8 @@ class SnapshotClient:
         lthash = lthash_of_rows(kept.passing(read_chunks(chunks)))
         if lthash != head.head.lthash:
             raise SnapshotInvalid("the values do not add up to the state digest")
-        return head, reveals_at(kept, get_validators(kept))
+        validators = get_validators(kept)
+        return head, reveals_at(kept, validators), validators
 
     async def _joint(self, peer_id: str, head: SnapshotHead, epochs: tuple[EpochRow, ...]) -> Joint | None:
         """The block of the state and those after it up to one with a proof; None where this peer has them not."""
@@ -312,6 +321,20 @@ class _Kept:
             if key == VALIDATORS_KEY or key.startswith(BEACON):
                 self.rows[key] = value
             yield key, value
+
+
+def vouched_rows(rows: tuple[EpochRow, ...], block: Block, validators: ValidatorSet) -> tuple[EpochRow, ...]:
+    """The rows up to the epoch of a state's block, the last with the set out of that state.
+
+    A hand-over names keys, stakes, anchors and weights; whose accounts and which addresses they have only the state says, so a
+    peer could have put its own in the row. Raises SnapshotInvalid where the two sets differ in what was handed over.
+    """
+    last = rows[-1]
+    if is_boundary(block.header) or last.handover is None:
+        return rows  # its set is gone from the state, and never in force here again; or is the genesis file's
+    if consensus_set(validators, last.number).hash != last.consensus_set.hash:
+        raise SnapshotInvalid("the state has other validators than its epoch")
+    return (*rows[:-1], replace(last, validators=validators))
 
 
 def after_blocks(blocks: Sequence[Block], epoch: EpochRow, reveals: Reveals) -> Reveals:

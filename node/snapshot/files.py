@@ -43,7 +43,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes) -> Manifest:
     """Read a manifest; raises CodecError."""
     version, height, digests = fields.array(codec.decode(data, MANIFEST_BYTES_MAX), 3, "manifest")
-    if version != MANIFEST_VERSION or not isinstance(digests, list) or not 2 <= len(digests) <= CHUNKS_MAX:
+    known = type(version) is int and version == MANIFEST_VERSION
+    if not known or not isinstance(digests, list) or not 2 <= len(digests) <= CHUNKS_MAX:
         raise CodecError("manifest: another version, or no number of chunks that a snapshot has")
     hashes = tuple(fields.hash32(item, "chunk digest") for item in digests)
     return Manifest(fields.uint(height, "height"), hashes)

@@ -92,7 +92,7 @@ def decode_head_chunk(data: bytes, chain_id: bytes) -> SnapshotHead:
         version, chain, height, block_id, digest_, receipts, root, lthash, accumulator, validators, before = (
             row
         )
-        if version != SNAPSHOT_VERSION or chain != chain_id:
+        if type(version) is not int or version != SNAPSHOT_VERSION or chain != chain_id:
             raise SnapshotInvalid("a snapshot of another version or chain")
         for value, name in ((block_id, "block"), (digest_, "state"), (receipts, "receipts"), (root, "root")):
             fields.hash32(value, name)
@@ -171,6 +171,8 @@ def _rows(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     for key, value in zip(flat[::2], flat[1::2], strict=True):
         if not isinstance(key, bytes) or not isinstance(value, bytes) or not 0 < len(key) <= KEY_BYTES_MAX:
             raise SnapshotInvalid("a chunk that is no list of keys and values")
+        if len(value) > VALUE_PART_BYTES:
+            raise SnapshotInvalid("a value that should have been cut")
         yield key, value
 
 

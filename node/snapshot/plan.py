@@ -1,6 +1,7 @@
 """What is installed besides a snapshot's state: epochs, blocks, the proof, the beacon; written down once everything was checked."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from consensus import codec, fields
 from consensus.errors import CodecError
@@ -8,8 +9,9 @@ from consensus.tree import Reveals
 from consensus.types import Block, CommitProof, decode_block, decode_proof, encode_block, encode_proof
 from node.epochs import EpochRow, row_from_bytes
 from node.ledger.errors import LedgerError
+from node.ledger.state import VALIDATORS_MAX
 from node.snapshot.files import Incoming
-from node.snapshot.format import decode_head_chunk, read_chunks
+from node.snapshot.format import SnapshotInvalid, decode_head_chunk, read_chunks
 from node.storage.chain import ChainStore
 from node.storage.errors import StorageError
 from node.storage.upkeep import Installation, Upkeep
@@ -47,15 +49,31 @@ def plan_from_bytes(data: bytes) -> Plan:
     """Read `Plan.to_bytes`; raises CodecError, or LedgerError for a damaged set."""
     items = fields.array(codec.decode(data, PLAN_BYTES_MAX), 6, "plan")
     version, root, epochs, blocks, proof, reveals = items
-    if version != PLAN_VERSION or not all(isinstance(item, list) for item in (epochs, blocks, reveals)):
+    if type(version) is not int or version != PLAN_VERSION:
         raise CodecError("plan: another version")
+    rows = fields.array_upto(epochs, codec.ELEMENTS_MAX, "plan: epochs")
+    encoded = fields.array_upto(blocks, codec.ELEMENTS_MAX, "plan: blocks")
+    last_of = fields.array_upto(reveals, VALIDATORS_MAX, "plan: reveals")
+    if not encoded:
+        raise CodecError("plan: no block")
     return Plan(
         fields.hash32(root, "root"),
-        tuple(row_from_bytes(row) for row in epochs),
-        tuple(decode_block(block) for block in blocks),
-        decode_proof(proof),
-        tuple((fields.uint(count, "reveals"), fields.hash32(last, "reveal")) for count, last in reveals),
+        tuple(row_from_bytes(_bytes(row)) for row in rows),
+        tuple(decode_block(_bytes(block)) for block in encoded),
+        decode_proof(_bytes(proof)),
+        tuple(_reveal(item) for item in last_of),
     )
+
+
+def _bytes(item: Any) -> bytes:
+    if type(item) is not bytes:
+        fields.fail("plan: not bytes")
+    return item
+
+
+def _reveal(item: Any) -> tuple[int, bytes]:
+    count, last = fields.array(item, 2, "plan: reveal")
+    return fields.uint(count, "reveals"), fields.hash32(last, "reveal")
 
 
 def install_ready(
@@ -77,18 +95,19 @@ def install_ready(
         return None
     try:
         plan = plan_from_bytes(found)
+        if plan.root != manifest.root:
+            raise SnapshotInvalid("the plan is of another snapshot")
+        head = decode_head_chunk(next(incoming.chunks(manifest, chain_id)), chain_id)
         # Everything is read and checked once before anything is overwritten: a disk may rot.
         for _ in incoming.chunks(manifest, chain_id):
             pass
-    except (CodecError, LedgerError, OSError) as error:
+    except (CodecError, LedgerError, SnapshotInvalid, OSError) as error:
         if begun is not None:
             raise StorageError(
                 f"the snapshot in {incoming.folder}, half installed, is damaged: {error}"
             ) from error
         incoming.clear()
         return None
-    chunks = incoming.chunks(manifest, chain_id)
-    head = decode_head_chunk(next(chunks), chain_id)
     if begun is None and head.head.height <= store.executed().height:
         incoming.clear()
         return None
@@ -97,6 +116,8 @@ def install_ready(
         store.put_epoch(row.number, row.to_bytes())
     if head.outcome.snapshot_root:
         roots[manifest.height - every] = head.outcome.snapshot_root
+    chunks = incoming.chunks(manifest, chain_id)
+    next(chunks)
     upkeep.install(
         Installation(plan.root, head.head, head.outcome, plan.blocks, plan.proof, plan.reveals, roots),
         read_chunks(chunks),

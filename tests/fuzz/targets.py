@@ -153,6 +153,10 @@ def wire_targets() -> list[Target]:
         _wire("range", wire.decode_range, wire.encode_range, 2 * wire.RANGE_BYTES_MAX, "range answer"),
         _wire("block-request", wire.decode_block_request, lambda value: wire.encode_block_request(*value), 64, "block request"),
         _wire("blob-request", wire.decode_blob_request, lambda value: wire.encode_blob_request(*value), 64, "blob request"),
+        _wire("chunk-request", wire.decode_chunk_request, lambda value: wire.encode_chunk_request(*value), 64, "chunk request"),
+        _wire("epochs-request", wire.decode_epochs_request, lambda value: wire.encode_epochs_request(*value), 64, "epochs request"),
+        _wire("epoch-rows", wire.decode_epoch_rows, wire.encode_epoch_rows, 2 * wire.EPOCH_ROWS_BYTES_MAX, "epochs answer"),
+        _wire("snapshot-offer", wire.decode_snapshot_offer, wire.encode_snapshot_offer, wire.SNAPSHOT_OFFER_BYTES_MAX, "snapshot offer"),
         _wire("storage-receipt", wire.decode_storage_receipt, wire.encode_storage_receipt, 512, "storage receipt"),
         Target(
             "frames",
@@ -193,12 +197,14 @@ def targets() -> dict[str, Target]:
     """All targets by name."""
     # Those of files and of JSON need torch or a whole ledger; they are imported when they are wanted.
     from tests.fuzz.documents import document_targets
+    from tests.fuzz.late import late_targets
     from tests.fuzz.signing import signing_targets
 
     made = [
         *consensus_targets(),
         *ledger_targets(),
         *wire_targets(),
+        *late_targets(),
         *document_targets(),
         *signing_targets(),
     ]

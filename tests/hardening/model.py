@@ -4,7 +4,7 @@ from tests.hardening.removal import Removal
 
 SIGNERS = "tests/model/test_model_signers.py::test_real_signers_grant_and_refuse_what_the_model_does"
 NODES = "tests/model/test_model_nodes.py::test_replicas_do_what_the_model_does_and_recover"
-POOL = "tests/property/test_mempool_machine.py::TestMempoolMachine::runTest"
+POOL = "tests/property/test_mempool_machine.py"
 SYNC = "tests/property/test_sync_machine.py::"
 
 REMOVALS: tuple[Removal, ...] = (

@@ -40,7 +40,7 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "strangers that take the room of configured peers",
         NETWORK,
-        "return strangers < self.config.limits.connections_max - len(self._addresses)",
+        "return strangers < self.config.limits.connections_max - len(self._mesh | self._addresses.keys())",
         "return True",
         (f"{ATTACKS}::test_strangers_never_take_the_room_of_configured_peers",),
     ),

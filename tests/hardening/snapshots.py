@@ -8,8 +8,10 @@ _PRUNING = "tests/unit/node/test_pruning.py"
 _CATCH_UP = "tests/unit/node/test_catch_up.py"
 _OFFLINE = "tests/unit/node/test_cli_offline.py"
 _READY = "tests/unit/node/test_rpc_readiness.py"
+_LATE = "tests/fuzz/test_late.py"
 
 _LIAR = f"{_FETCHING}::test_a_liar_is_blamed_and_left_and_an_honest_peer_is_enough"
+_TYPES = "tests/fuzz/test_fuzz.py::test_no_field_takes_a_boolean_for_an_integer_or_a_value_of_another_type"
 _GREAT = f"{_FETCHING}::test_who_claims_a_great_height_costs_a_round_of_questions_and_no_more_for_a_while"
 _KEPT = f"{_PRUNING}::test_what_an_honest_peer_may_still_need_stays"
 
@@ -203,6 +205,91 @@ REMOVALS: tuple[Removal, ...] = (
         "WAITING_BLOCKS_MAX = 4 * RANGE_BLOCKS_MAX\n",
         "WAITING_BLOCKS_MAX = 0\n",
         (f"{_CATCH_UP}::test_fetching_goes_on_while_blocks_execute",),
+    ),
+    Removal(
+        "true chunks under a false height, which make all honest peers look as if they had nothing",
+        "node/snapshot/fetching.py",
+        "            if manifest.height != snapshot_height(block.header.executed_height, self._every):",
+        "            if not manifest.height:",
+        (f"{_LIAR}[another height for the same chunks]",),
+    ),
+    # --- what a stranger's row or a damaged file may raise ---
+    Removal(
+        "a set that cannot be, beside a true hand-over: what it raises ends the node",
+        "node/epochs.py",
+        "    except ValueError as error:\n        raise CodecError",
+        "    except KeyError as error:\n        raise CodecError",
+        (
+            f"{_LATE}::test_a_row_with_a_set_that_consensus_cannot_have_is_no_row",
+            f"{_LIAR}[an epoch of a set that cannot be]",
+        ),
+    ),
+    Removal(
+        "a row whose set is in another order than what was handed over to",
+        "node/epochs.py",
+        "    if ordered != [entry.consensus_key for entry in row.validators.validators]:",
+        "    if not ordered:",
+        (f"{_LATE}::test_a_row_with_a_set_that_consensus_cannot_have_is_no_row[out of order]",),
+    ),
+    Removal(
+        "a peer's own accounts and addresses for the validators",
+        "node/snapshot/fetching.py",
+        "    return (*rows[:-1], replace(last, validators=validators))",
+        "    return rows",
+        (f"{_LATE}::test_only_the_state_says_whose_accounts_and_addresses_the_validators_have",),
+    ),
+    Removal(
+        "a plan of another shape raises what nobody catches",
+        "node/snapshot/plan.py",
+        '    if type(item) is not bytes:\n        fields.fail("plan: not bytes")\n',
+        "",
+        (f"{_LATE}::test_a_plan_of_other_shapes_is_refused_as_damaged",),
+    ),
+    Removal(
+        "a plan beside the manifest of another snapshot",
+        "node/snapshot/plan.py",
+        "        if plan.root != manifest.root:",
+        "        if not plan.root:",
+        (f"{_FETCHING}::test_a_plan_beside_the_manifest_of_another_snapshot_is_not_installed",),
+    ),
+    Removal(
+        "a manifest with true for its version",
+        "node/snapshot/files.py",
+        "    known = type(version) is int and version == MANIFEST_VERSION",
+        "    known = version == MANIFEST_VERSION",
+        (f"{_TYPES}[manifest]",),
+    ),
+    Removal(
+        "a snapshot's head with true for its version",
+        "node/snapshot/format.py",
+        "        if type(version) is not int or version != SNAPSHOT_VERSION or",
+        "        if version != SNAPSHOT_VERSION or",
+        (f"{_TYPES}[snapshot-head]",),
+    ),
+    Removal(
+        "a value that should have been cut",
+        "node/snapshot/format.py",
+        "        if len(value) > VALUE_PART_BYTES:\n            raise",
+        "        if len(value) < 0:\n            raise",
+        (f"{_LATE}::test_a_value_that_should_have_been_cut_is_refused",),
+    ),
+    Removal(
+        "a node that forgets blocks on a chain that nobody could join then",
+        "node/node.py",
+        "        check_retention(document, config.storage.retain_heights)\n",
+        "",
+        (
+            "tests/unit/node/test_startup.py::test_a_node_that_forgets_blocks_on_a_chain_without_snapshots_is_refused",
+        ),
+    ),
+    Removal(
+        "a snapshot that is not on disk, and nobody told",
+        "node/observe.py",
+        "storage_snapshot_failed=int(bool(node.snapshots.problem)),",
+        "storage_snapshot_failed=0,",
+        (
+            "tests/unit/node/test_rpc_readiness.py::test_a_snapshot_that_could_not_be_written_shows_in_the_metrics",
+        ),
     ),
     # --- commands, and what a stuck node says ---
     Removal(

@@ -1,6 +1,6 @@
 """Breaks one rule at a time in a copy of the package and requires the tests to notice: `python -m tests.simulation.mutants`.
 
-Each mutant is one literal edit (tests/simulation/mutations.py). A mutant that survives means a rule without a test. The
+Each mutant is one literal edit (mutations.py and mutations_checks.py beside this file). A mutant that survives means a rule without a test. The
 tools are tried in order until one notices; `--all-tools` asks each of them, and says after how many runs.
 """
 
@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.simulation.mutations import MUTANTS, Mutant
+from tests.simulation.mutant import Mutant
+from tests.simulation.mutations import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (

@@ -1,24 +1,7 @@
 """Every rule of the protocol, broken once: literal edits of single places in `consensus/`."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One edit: in `file`, the only occurrence of `old` becomes `new`.
-
-    Attributes:
-        quick: a test that is likely to notice, run first; empty for the whole of the unit tests.
-        named: one of the seven that the design names, or of its two liveness guards.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    quick: str = ""
-    named: bool = False
-
+from tests.simulation.mutant import Mutant
+from tests.simulation.mutations_checks import CHECKS
 
 _SAFETY = "test_safety_rules.py"
 _VERIFY = "test_verify.py"
@@ -431,39 +414,6 @@ EPOCHS = (
     ),
 )
 
-EVIDENCE = (
-    Mutant(
-        "evidence needs no signature",
-        "evidence.py",
-        "if not crypto.verify(author, _message(chain_id, statement), statement.signature):",
-        "if False:",
-    ),
-    Mutant(
-        "one statement twice is evidence",
-        "evidence.py",
-        "return ordered and _content(first) != _content(second)",
-        "return ordered",
-    ),
-    Mutant(
-        "a timeout before the commit vote is evidence",
-        "evidence.py",
-        "return timeout.round >= first.round > timeout.high_qc_round",
-        "return first.round > timeout.high_qc_round",
-    ),
-    Mutant(
-        "evidence of two epochs",
-        "evidence.py",
-        "if (author, epoch) != _who_and_when(second)[:2]:",
-        "if author != _who_and_when(second)[0]:",
-    ),
-    Mutant(
-        "hidden locks go unnoticed",
-        "timeouts.py",
-        "    watch_timeout(core, author, timeout)\n",
-        "",
-    ),
-)
-
 COLLECTORS = (
     Mutant(
         "a collector keeps a certificate to itself",
@@ -479,4 +429,4 @@ COLLECTORS = (
     ),
 )
 
-MUTANTS = (*SIGNING, *CERTIFICATES, *LIVENESS, *BLOCKS, *EPOCHS, *EVIDENCE, *COLLECTORS)
+MUTANTS = (*SIGNING, *CERTIFICATES, *LIVENESS, *BLOCKS, *EPOCHS, *COLLECTORS, *CHECKS)

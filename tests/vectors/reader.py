@@ -95,7 +95,7 @@ LOCAL = frozenset(
     if line.startswith("- Checksums that stay on one machine")
     for name in re.findall(r"`([a-z-]+)`", line)
 )
-_PREIMAGES, _NESTED, _BODIES, _, _ = tables("formats.md")
+_PREIMAGES, _NESTED, _BODIES, *_ = tables("formats.md")
 KINDS = {
     row[0]: Kind(row[1] == "yes", row[2] == "raw", split(row[3]), bool(row[4].strip())) for row in _PREIMAGES
 }

@@ -28,8 +28,8 @@ from consensus.evidence import (
 from consensus.inputs import PayloadOffered
 from consensus.messages import CommitVoteMessage, Message, ProposalMessage, VoteMessage
 from consensus.safety import SafetyRules, record_from_bytes
-from consensus.types import PAYLOAD_DIGESTS_MAX, Block, Timeout
-from consensus.verify import timeout_message
+from consensus.types import PAYLOAD_DIGESTS_MAX, Block, Timeout, header_id
+from consensus.verify import proposal_message, timeout_message
 from tests.profiles import examples
 from tests.simulation.disk import Disk
 from tests.unit.consensus.lab import (
@@ -168,6 +168,17 @@ def test_statements_of_two_epochs_exclude_nothing_although_each_is_signed() -> N
     later = Timeout(1, 5, 0, KEYS[2], crypto.sign(SEEDS[2], message))
     with pytest.raises(InvalidEvidence, match="one author and epoch"):
         verify_evidence(CHAIN, make_evidence(commit_vote_by(2, TWO), later))
+
+
+def test_headers_of_another_chain_prove_nothing_here_although_signed_for_this_one() -> None:
+    foreign = [replace(block.header, chain_id=bytes([7]) * 32) for block in (ONE, OTHER)]
+    leader = SEEDS[LEADERS.index(1)]
+    rows = [
+        SignedHeader(header, crypto.sign(leader, proposal_message(CHAIN, 0, 1, header_id(header))))
+        for header in foreign
+    ]
+    with pytest.raises(InvalidEvidence, match="another chain"):
+        verify_evidence(CHAIN, make_evidence(*rows))
 
 
 def test_words_said_twice_with_two_good_signatures_are_no_offence() -> None:

@@ -1,8 +1,10 @@
 """Who tells each half of the validators a story of its own is caught when a certificate of one reaches the other."""
 
+import pytest
+
 from consensus.effects import Effect, Misbehaved
 from consensus.evidence import Offence, OffenceKind, evidence_from_bytes, verify_evidence
-from consensus.messages import BlocksMessage, CommitVoteMessage, VoteMessage
+from consensus.messages import BlocksMessage, CommitVoteMessage, Message, VoteMessage
 from tests.unit.consensus.lab import (
     CHAIN,
     GENESIS,
@@ -74,3 +76,38 @@ def test_certificates_of_what_everybody_saw_accuse_nobody() -> None:
             bench.hear(CommitVoteMessage(commit_vote_by(index, block), qc_of(block)), index)
         bench.certificates(qc_of(block, (1, 2, 3)), cc=cc_of(block, (1, 2, 3)))
     assert of(bench.effects, Misbehaved) == []
+
+
+CHAINS = Chain()
+ONE = CHAINS.block(GENESIS, 1)
+OTHER = CHAINS.block(GENESIS, 1, payload=(bytes([9]) * 32,))
+TWO = CHAINS.block(ONE, 2)
+
+PAIRS: dict[str, tuple[Message, Message, Offence]] = {
+    "two commit votes": (
+        CommitVoteMessage(commit_vote_by(LIAR, ONE), qc_of(ONE)),
+        CommitVoteMessage(commit_vote_by(LIAR, OTHER), qc_of(OTHER)),
+        Offence(KEYS[LIAR], 0, 1, OffenceKind.TWO_COMMIT_VOTES),
+    ),
+    "two timeouts": (
+        timeout_from(LIAR, 2, qc_of(ONE)),
+        timeout_from(LIAR, 2, GENESIS_QC),
+        Offence(KEYS[LIAR], 0, 2, OffenceKind.TWO_TIMEOUTS),
+    ),
+    "a commit vote that a timeout hides": (
+        CommitVoteMessage(commit_vote_by(LIAR, TWO), qc_of(TWO)),
+        timeout_from(LIAR, 3, qc_of(ONE)),
+        Offence(KEYS[LIAR], 0, 2, OffenceKind.TIMEOUT_BELOW_COMMIT_VOTE),
+    ),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["in order", "turned round"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_comes_in_messages_is_compared_whichever_comes_first(name: str, turned: bool) -> None:
+    *pair, offence = PAIRS[name]
+    bench = Bench(None)
+    first, second = reversed(pair) if turned else pair
+    assert offences(bench.hear(first, LIAR)) == []
+    assert offences(bench.hear(second, LIAR)) == [offence]
+    assert offences(bench.hear(second, LIAR)) == []

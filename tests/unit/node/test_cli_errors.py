@@ -202,6 +202,15 @@ BAD: list[tuple[tuple[object, ...], Exit, str]] = [
     (("verify", "adapter", ID, "--threads", "0"), Exit.USAGE, "1 to 256"),
     (("verify", "adapter", ID, "--threads", "100000"), Exit.USAGE, "1 to 256"),
     (("verify", "adapter", ID, "--rpc", "http://127.0.0.1:1"), Exit.UNREACHABLE, "is it running?"),
+    (("rollback", "--to", "-1"), Exit.USAGE, "--to"),
+    (("rollback", "--to", "9" * 5000), Exit.USAGE, "expected a height"),
+    (("rollback", "--home", "/absent"), Exit.USAGE, "openledger init"),
+    (("inspect", "extra"), Exit.USAGE, "unrecognized"),
+    (("inspect", "--home", "/absent"), Exit.USAGE, "openledger init"),
+    (("debug",), Exit.USAGE, "WHAT"),
+    (("debug", "dmup"), Exit.USAGE, "did you mean dump?"),
+    (("debug", "dump", "--home", "/absent"), Exit.USAGE, "openledger init"),
+    (("signer", "stauts"), Exit.USAGE, "did you mean status?"),
     (("selfcheck", "--nothing"), Exit.USAGE, "unrecognized"),
 ]
 

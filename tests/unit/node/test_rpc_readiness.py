@@ -50,6 +50,17 @@ def standing(node: Node, others: int) -> Standing:
     return standing_of(node, frozenset(peers[:others]))
 
 
+def test_a_snapshot_that_could_not_be_written_shows_in_the_metrics(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def shown() -> bytes:
+        return node.metrics.render()
+
+    assert b"openledger_storage_snapshot_failed 0.0" in trio.run(shown)
+    monkeypatch.setattr(node.snapshots, "problem", "No space left on device")
+    assert b"openledger_storage_snapshot_failed 1.0" in trio.run(shown)
+
+
 def test_a_node_without_any_of_the_reasons_is_ready() -> None:
     assert not_ready_reason(READY) == ""
     assert not_ready_reason(replace(READY, silence_ms=SILENCE_MS_MAX)) == ""

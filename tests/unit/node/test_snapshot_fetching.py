@@ -8,9 +8,10 @@ import pytest
 import trio
 
 from consensus.config import ConsensusConfig
-from consensus.types import decode_block, encode_block, encode_proof
+from consensus.types import Handover, decode_block, encode_block, encode_proof
 from node import sync
 from node.config import SyncSection
+from node.epochs import EpochRow
 from node.ledger.lthash import lthash_of, state_digest
 from node.network.errors import RequestRefused
 from node.snapshot import fetching, late, plan
@@ -34,6 +35,7 @@ from node.wire import (
     decode_chunk_request,
     decode_range,
     decode_snapshot_offer,
+    encode_epoch_rows,
     encode_range,
     encode_range_request,
     encode_snapshot_offer,
@@ -65,7 +67,7 @@ def rooms(tmp_path: Path) -> Iterator[tuple[Room, Room]]:
 
 
 def client(here: Room) -> SnapshotClient:
-    return SnapshotClient(here.network, here.chain_id, here.epochs.genesis, here.shelf.incoming())
+    return SnapshotClient(here.network, here.chain_id, here.epochs.genesis, here.shelf.incoming(), EVERY)
 
 
 def install(here: Room) -> int | None:
@@ -156,9 +158,31 @@ def _forged_range(answer: bytes) -> bytes:
     return encode_range(BlockRange(known.blocks[:-1], known.proof))
 
 
+def _impossible_set(there: Room, kind: Request, answer: bytes) -> bytes:
+    """A header of the next epoch, and how that began: a true hand-over, beside a set that names one validator twice."""
+    if kind == Request.SNAPSHOT:
+        offer = decode_snapshot_offer(answer)
+        block = decode_block(offer.block)
+        later = replace(block, header=replace(block.header, epoch=1))
+        return encode_snapshot_offer(replace(offer, block=encode_block(later)))
+    if kind == Request.EPOCHS:
+        first = there.epochs.genesis
+        block = true_block(there)
+        boundary = replace(block, header=replace(block.header, next_validators_hash=bytes(32)))
+        twice = replace(first.validators, validators=first.validators.validators[:1] * 2)
+        row = EpochRow(1, first.start, twice, (), Handover((boundary.header,), cc_of(boundary)))
+        return encode_epoch_rows([row.to_bytes()])
+    return answer
+
+
 LIES: dict[str, Lie] = {
     "another manifest": lambda there, kind, answer: (
         _offer(answer, lambda known: replace(known, digests=(*known.digests[:-1], bytes(32))))
+        if kind == Request.SNAPSHOT
+        else answer
+    ),
+    "another height for the same chunks": lambda there, kind, answer: (
+        _offer(answer, lambda known: replace(known, height=known.height + EVERY))
         if kind == Request.SNAPSHOT
         else answer
     ),
@@ -166,6 +190,7 @@ LIES: dict[str, Lie] = {
     "a root that nobody voted for": lambda there, kind, answer: (
         _forged_header(there, answer) if kind == Request.SNAPSHOT else answer
     ),
+    "an epoch of a set that cannot be": lambda there, kind, answer: _impossible_set(there, kind, answer),
     "another chunk": lambda there, kind, answer: answer[::-1] if kind == Request.CHUNK else answer,
     "a chunk without end": lambda there, kind, answer: (
         answer + bytes(1 << 20) if kind == Request.CHUNK else answer
@@ -335,6 +360,24 @@ def test_a_chunk_that_rots_before_it_is_installed_costs_another_fetch_and_nothin
     assert manifest is not None
     path = here.shelf.incoming().folder / manifest.digests[-1].hex()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert install(here) is None
+    assert here.store.executed().height == 0
+    run(fetch)
+    assert install(here) == 2 * EVERY
+
+
+def test_a_plan_beside_the_manifest_of_another_snapshot_is_not_installed(rooms: tuple[Room, Room]) -> None:
+    here, _ = rooms
+
+    async def fetch() -> None:
+        assert await client(here).fetch(0)
+
+    run(fetch)
+    incoming = here.shelf.incoming()
+    manifest = incoming.manifest()
+    assert manifest is not None
+    other = replace(manifest, digests=(*manifest.digests, manifest.digests[-1]))
+    (incoming.folder / "manifest").write_bytes(encode_manifest(other))
     assert install(here) is None
     assert here.store.executed().height == 0
     run(fetch)

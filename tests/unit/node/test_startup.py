@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from node.devnet.network import create_network
 from node.errors import ConfigInvalid, KeyFileInvalid
 from node.home import Home
 from node.node import Node
+from node.startup import check_retention, load_genesis
 from node.storage.chain import ChainStore
 from node.storage.database import Database
 from node.storage.errors import DatabaseCorrupt, SafetyRecordUnusable, StorageError
@@ -73,6 +75,17 @@ def test_the_key_may_begin_on_another_chain(home: Home) -> None:
     text = home.genesis_path.read_text()
     home.genesis_path.write_text(text.replace("openledger-devnet", "another-chain"))
     open_node(home)
+
+
+def test_a_node_that_forgets_blocks_on_a_chain_without_snapshots_is_refused(home: Home) -> None:
+    """Were all nodes to do so, nobody could ever join from the genesis."""
+    config = load_config(home.config_path, environment={}, overrides={"storage.retain_heights": 1000})
+    with pytest.raises(ConfigInvalid, match="snapshot_heights = 0") as refused:
+        Node(home, config)
+    assert refused.value.key == "storage.retain_heights"
+    genesis = load_genesis(home)
+    check_retention(genesis, 0)
+    check_retention(replace(genesis, params=replace(genesis.params, snapshot_heights=100)), 1000)
 
 
 def test_another_chains_genesis_is_refused(home: Home) -> None:

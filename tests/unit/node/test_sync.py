@@ -256,6 +256,20 @@ def test_where_each_block_has_a_proof_a_range_ends_before_the_limit(
     run(main)
 
 
+def test_peers_are_seldom_asked_how_far_they_are_while_blocks_come_through_consensus(
+    rooms: tuple[Room, Room],
+) -> None:
+    """A validator in step would open a stream to each peer every 2 s to learn nothing; one that hears nothing asks."""
+    here, _ = rooms
+    spared = []
+    for _ in range(2 * (sync.POLLS_SPARED_MAX + 1)):
+        before = here.store.committed_height()
+        here.commit(next_block(here.top(), []))
+        spared.append(here.sync._spares_poll(before))
+    assert spared == 2 * ([True] * sync.POLLS_SPARED_MAX + [False])
+    assert not here.sync._spares_poll(here.store.committed_height())
+
+
 def test_a_peer_that_announces_what_it_does_not_have_keeps_nobody_waiting(rooms: tuple[Room, Room]) -> None:
     here, there = rooms
     liar = peer_id("val3")
