@@ -4,6 +4,7 @@ A row is written, with sync, once the boundary block has been executed and befor
 whatever was executed or lost, a node that starts again finds the set that its last committed blocks were voted by.
 """
 
+import threading
 from dataclasses import dataclass, field
 
 from consensus import codec, fields
@@ -148,7 +149,7 @@ def context_of(row: EpochRow, chain_id: bytes) -> Context:
 
 @dataclass(slots=True)
 class Epochs:
-    """The rows in a node's store, the newest at hand.
+    """The rows in a node's store, the newest at hand; several threads may ask.
 
     `genesis` is written by nobody: it is the genesis file's. `dynamic` says whether this chain ever has a second epoch.
     """
@@ -159,8 +160,10 @@ class Epochs:
     dynamic: bool = False
     _current: EpochRow = field(init=False)
     _contexts: dict[int, tuple[Context, Leaders]] = field(default_factory=dict)
+    _contexts_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self._current = self.genesis
         number = self.store.last_epoch()
         found = self.genesis if number is None else self.row(number)
         if found is None:
@@ -174,8 +177,9 @@ class Epochs:
 
     def row(self, number: int) -> EpochRow | None:
         """One epoch, or None where it is not known here (yet)."""
-        if number == self.genesis.number:
-            return self.genesis
+        for known in (self._current, self.genesis):  # the newest is asked for with every block
+            if number == known.number:
+                return known
         data = self.store.epoch(number)
         return None if data is None else row_from_bytes(data)
 
@@ -190,16 +194,18 @@ class Epochs:
         return None if found is None else found[1]
 
     def _verification(self, number: int) -> tuple[Context, Leaders] | None:
-        known = self._contexts.get(number)
-        if known is None:
-            row = self._current if number == self._current.number else self.row(number)
-            if row is None:
-                return None
-            if len(self._contexts) >= CONTEXTS_MAX:
-                del self._contexts[min(self._contexts)]
-            context = context_of(row, self.chain_id)
-            known = self._contexts[number] = (context, Leaders(context.validators))
-        return known
+        # Execution asks in one thread, sync in another.
+        with self._contexts_lock:
+            known = self._contexts.get(number)
+            if known is None:
+                row = self.row(number)
+                if row is None:
+                    return None
+                if len(self._contexts) >= CONTEXTS_MAX:
+                    del self._contexts[min(self._contexts)]
+                context = context_of(row, self.chain_id)
+                known = self._contexts[number] = (context, Leaders(context.validators))
+            return known
 
     def start_id(self, height: int, block: Block | None) -> bytes | None:
         """Id of what the block after `block`, committed at `height`, has as its parent; None where it is not known.

@@ -1,6 +1,10 @@
 """What a node keeps of an epoch: its bytes, and what a stranger's word about one is worth."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +12,12 @@ from consensus.digest import digest
 from consensus.epochs import epoch_start
 from consensus.errors import CodecError, ConsensusError
 from consensus.types import Block, Handover, genesis_block
-from node.epochs import EpochRow, check_row, first_row, row_from_bytes
+from node.epochs import CONTEXTS_MAX, EpochRow, Epochs, check_row, first_row, row_from_bytes
 from node.ledger.epochs import consensus_set
 from node.ledger.genesis import chain_id
 from node.ledger.state import ValidatorSet
+from node.storage.chain import ChainStore
+from node.storage.database import Database
 from tests.unit.node.rooms import cc_of, next_block
 from tests.unit.node_ledger.world import genesis
 
@@ -90,3 +96,35 @@ FORGED = replace(HANDOVER.headers[0], next_validators_hash=consensus_set(OTHER, 
 def test_a_row_that_nobody_vouches_for_is_refused(row: EpochRow) -> None:
     with pytest.raises(ConsensusError):
         check_row(FIRST, row, CHAIN)
+
+
+def test_the_newest_epoch_is_not_read_again_from_the_disk(tmp_path: Path) -> None:
+    with closing(Database(tmp_path / "chain")) as database:
+        store = ChainStore(database)
+        store.put_epoch(1, ROW.to_bytes())
+        epochs = Epochs(store, CHAIN, FIRST)
+        assert epochs.row(1) is epochs.current
+        assert epochs.current == ROW
+        assert epochs.row(0) is FIRST
+        assert epochs.row(2) is None
+
+
+def test_threads_that_ask_for_more_epochs_than_are_kept_get_the_right_ones(tmp_path: Path) -> None:
+    numbers = range(1, 2 * CONTEXTS_MAX)
+    before_s = sys.getswitchinterval()
+    with closing(Database(tmp_path / "chain")) as database, ThreadPoolExecutor(4) as pool:
+        store = ChainStore(database)
+        for number in numbers:
+            store.put_epoch(number, replace(ROW, number=number).to_bytes())
+        epochs = Epochs(store, CHAIN, FIRST)
+
+        def ask(first: int) -> bool:
+            orders = [(first + step * 7) % len(numbers) + 1 for step in range(300)]
+            found = [(epochs.context(number), number) for number in orders]
+            return all(context is not None and context.epoch == number for context, number in found)
+
+        sys.setswitchinterval(1e-6)
+        try:
+            assert all(pool.map(ask, range(4)))
+        finally:
+            sys.setswitchinterval(before_s)
