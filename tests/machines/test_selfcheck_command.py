@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,6 @@ from node.recompute.worker import Engine
 from tests.machines.running import ROOT
 
 SECONDS_MAX = 30
-
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(gradients)
 
 
 def selfcheck(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
