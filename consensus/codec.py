@@ -24,6 +24,12 @@ ELEMENTS_MAX = 1 << 16
 ARRAYS_MAX = 1 << 15
 """Arrays allowed in one decoded object: an empty one is one byte on the wire and about 90 in memory."""
 
+SHORT_BYTES_MAX = 256
+"""Up to here the unpacker itself cannot be made to take more than some 200 kB, and what it built is looked at instead."""
+
+_pack = msgpack.Packer(use_bin_type=True).pack
+"""One packer for all threads: it runs no code of Python's on what `_check` admits, so no other thread runs meanwhile."""
+
 _LEAVES = frozenset({int, bytes, str, bool, type(None)})
 _ARRAYS = frozenset({list, tuple})
 _VALUES = _LEAVES | _ARRAYS
@@ -60,7 +66,7 @@ def encode(obj: Any) -> bytes:
     """
     _check(obj)
     try:
-        packed: bytes = msgpack.packb(obj, use_bin_type=True)
+        packed: bytes = _pack(obj)
     except (OverflowError, ValueError, TypeError) as error:
         raise CodecError(f"no canonical form: {error}") from error
     return packed
@@ -79,12 +85,16 @@ def decode(data: bytes, bytes_max: int, elements_max: int = ELEMENTS_MAX) -> Any
     """
     if len(data) > bytes_max:
         raise CodecError(f"{len(data)} bytes where at most {bytes_max} are allowed")
-    _walk(data, elements_max)
+    short = len(data) <= min(SHORT_BYTES_MAX, elements_max)  # a value takes a byte at least
+    if not short:
+        _walk(data, elements_max)
     try:
         obj = msgpack.unpackb(data, raw=False, use_list=True)
     except Exception as error:  # the unpacker has no common error class; all of them mean "not ours"
         raise CodecError(f"not decodable: {type(error).__name__}") from error
-    if msgpack.packb(obj, use_bin_type=True) != data:
+    if short:
+        _check(obj)
+    if _pack(obj) != data:
         raise CodecError("not canonical: the value has a shorter or different encoding")
     return obj
 

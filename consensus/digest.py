@@ -4,8 +4,8 @@ from blake3 import blake3
 
 DIGEST_BYTES = 32
 ZERO32 = bytes(32)
-_KINDS: set[str] = set()
-"""Kinds found good; the code names them, so there are few."""
+_PREFIXES: dict[str, bytes] = {}
+"""What kinds that were found good begin with; the code names them, so there are few."""
 
 _KINDS_MAX = 256
 
@@ -21,12 +21,14 @@ def digest(kind: str, data: bytes, chain_id: bytes = b"") -> bytes:
     Raises:
         ValueError: a kind with a NUL or outside ASCII, or a chain id that is neither 0 nor 32 bytes.
     """
-    if kind not in _KINDS:
+    prefix = _PREFIXES.get(kind)
+    if prefix is None:
         if "\0" in kind or not kind.isascii():
             raise ValueError(f"not a digest kind: {kind!r}")
-        if len(_KINDS) < _KINDS_MAX:
-            _KINDS.add(kind)
+        prefix = b"openledger/" + kind.encode() + b"/v1\0"
+        if len(_PREFIXES) < _KINDS_MAX:
+            _PREFIXES[kind] = prefix
     if len(chain_id) not in (0, DIGEST_BYTES):
         raise ValueError("a chain id has 32 bytes")
-    hashed: bytes = blake3(b"openledger/" + kind.encode() + b"/v1\0" + chain_id + data).digest()
+    hashed: bytes = blake3(prefix + chain_id + data).digest()
     return hashed

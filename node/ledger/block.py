@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from attribution.merkle import merkle_proof, merkle_root
+from consensus.codec import encode
 from node.ledger.accumulator import Accumulator
-from node.ledger.fields import fixed, from_bytes, many, nested, text, to_bytes, uint
+from node.ledger.fields import fixed, from_bytes, many, nested, pack, text, uint
 from node.ledger.state import PAYOUTS_MAX, Payout
 
 RECEIPT_BYTES_MAX = 256 << 10
@@ -64,8 +65,10 @@ class Receipt:
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
-    """Canonical bytes: the leaf under the receipts root."""
-    return to_bytes(receipt)
+    """Canonical bytes: the leaf under the receipts root. As `fields.to_bytes`, which costs three times as much."""
+    payouts = [pack(payout) for payout in receipt.payouts]
+    status, burned = int(receipt.status), receipt.burned
+    return encode([receipt.subject, status, receipt.kind, receipt.code, receipt.fee, payouts, burned])
 
 
 def decode_receipt(data: bytes) -> Receipt:

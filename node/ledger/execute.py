@@ -206,8 +206,9 @@ def _outcome(
     """Keep the writes that differ from before, and fold them into the two commitments."""
     changes: dict[bytes, bytes | None] = {}
     differences = []
-    for key in sorted(overlay.changes):
-        old, new = reader.get(key), overlay.changes[key]
+    written = overlay.changes
+    for key in sorted(written):
+        old, new = reader.get(key), written[key]
         if old != new:
             if key == PARAMS_KEY:
                 # Audits read the attribution floor from the state, each validator at a height of its own: a change

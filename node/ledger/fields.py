@@ -37,6 +37,8 @@ def uint(maximum: int = U63_MAX, minimum: int = 0) -> Rule:
     """An integer in [minimum, maximum]; booleans are not integers here."""
 
     def check(value: object, where: str) -> int:
+        if type(value) is int and minimum <= value <= maximum:
+            return value
         if not isinstance(value, int) or type(value) is bool or not minimum <= value <= maximum:
             raise MalformedError(f"{where}: not an integer in [{minimum}, {maximum}]", where)
         return int(value)
@@ -160,7 +162,7 @@ def unpack(cls: type[T], value: object, where: str = "") -> T:
     checks = _checks_at(cls, where)
     if not isinstance(value, list | tuple) or len(value) != len(checks):
         raise MalformedError(f"{where}: not a list of {len(checks)} fields", where)
-    return cls(*[check(entry, name) for (name, check), entry in zip(checks, value, strict=True)])
+    return cls(*[check(entry, name) for (name, check), entry in zip(checks, value)])  # noqa: B905 - as many
 
 
 def validate(value: T) -> T:

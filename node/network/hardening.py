@@ -18,13 +18,13 @@ import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
 from libp2p.exceptions import ParseError
 from libp2p.io.exceptions import ConnectionClosedError, MessageTooLarge
-from libp2p.io.utils import read_exactly
 from libp2p.peer.peerstore import issue_and_cache_local_record
 from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
+from node.network import fast_path
 from node.network.config import Limits
 from node.network.errors import RemoteProtocolError
 
@@ -49,6 +49,7 @@ def apply() -> None:
         return
     _applied = True
     quieten_logging()
+    fast_path.apply()
     yamux_module.MAX_WINDOW_SIZE = _STREAM_WINDOW_BYTES_MAX
     yamux_module.read_exactly = _read_header
     Yamux.handle_incoming = _handle_incoming
@@ -98,20 +99,28 @@ def _penalise(conn: Any, reason: str) -> None:
 
 
 async def _read_header(secured_conn: Any, length: int) -> bytes:
-    """Stock: frames of unknown versions and types are skipped, so that garbage is read for ever."""
-    secured_conn.openledger_arriving_bytes = 0  # the last frame is in its stream's buffer by now
-    header: bytes = await read_exactly(secured_conn, length)
-    version, kind, _, _, announced = _HEADER.unpack(header)
-    oversized = kind == yamux_module.TYPE_DATA and announced > yamux_module.MAX_WINDOW_SIZE
-    if version != 0 or kind > yamux_module.TYPE_GO_AWAY or oversized:
-        secured_conn.openledger_malformed = True
-        raise RemoteProtocolError(
-            "malformed muxer frame"
-        )  # on any exception here the muxer closes the connection
-    return header
+    """Stock: frames of unknown versions and types are skipped, so that garbage is read for ever.
+
+    Frames that only carry data are delivered here; the muxer gets the header of the next one that does more.
+    """
+    muxer = getattr(secured_conn, "openledger_muxer", None)
+    while True:
+        secured_conn.openledger_arriving_bytes = 0  # the last frame is in its stream's buffer by now
+        header = await fast_path.read_secured(secured_conn, length)
+        version, kind, flags, stream_id, announced = _HEADER.unpack(header)
+        oversized = kind == yamux_module.TYPE_DATA and announced > yamux_module.MAX_WINDOW_SIZE
+        if version != 0 or kind > yamux_module.TYPE_GO_AWAY or oversized:
+            secured_conn.openledger_malformed = True
+            raise RemoteProtocolError(
+                "malformed muxer frame"
+            )  # on any exception here the muxer closes the connection
+        if muxer is None or kind != yamux_module.TYPE_DATA or flags or not announced:
+            return header
+        fast_path.deliver(muxer, stream_id, await _read_data_body(muxer, announced))
 
 
 async def _handle_incoming(self: Any) -> None:
+    self.secured_conn.openledger_muxer = self
     await _stock_handle_incoming(self)
     if getattr(self.secured_conn, "openledger_malformed", False):
         _penalise(self, "malformed muxer frame")
@@ -132,8 +141,11 @@ async def _read_data_body(self: Any, length: int) -> bytes:
         raise trio.TooSlowError
     # Claimed before the wait: frames of other connections are judged while this one arrives.
     self.secured_conn.openledger_arriving_bytes = length
-    with trio.fail_after(limits.ping_timeout_ms / 1000 * 2):
-        data: bytes = await read_exactly(self.secured_conn, length)
+    inbox = fast_path.arrived(self.secured_conn)
+    data = None if inbox is None else inbox.take(length)
+    if data is None:
+        with trio.fail_after(limits.ping_timeout_ms / 1000 * 2):
+            data = await fast_path.read_secured(self.secured_conn, length)
     self.openledger_bytes_in = getattr(self, "openledger_bytes_in", 0) + length
     return data
 
@@ -156,14 +168,14 @@ async def _write_frame(self: Any, data: bytes) -> None:
 
     Here a frame is written whole or, if the peer does not take it in time, the connection is closed.
     """
-    with trio.CancelScope(shield=True), trio.move_on_after(_FRAME_WRITE_S_MAX) as scope:
+    with trio.CancelScope(deadline=trio.current_time() + _FRAME_WRITE_S_MAX, shield=True) as scope:
         async with self._write_lock:
             await self.secured_conn.write(data)
     if scope.cancelled_caught:
         await hard_close(self)
         raise ConnectionClosedError("peer does not take data", transport="tcp")
     self.openledger_bytes_out = getattr(self, "openledger_bytes_out", 0) + len(data)
-    await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint_if_cancelled()
 
 
 async def _ping_loop(self: Any) -> None:
@@ -202,14 +214,13 @@ async def _release_window(self: Any, *, bytes_read: int = 0) -> None:
 
     As in go-yamux the window is given back once half of it is free; it doubles each time, up to the maximum.
     """
-    async with self.window_lock:
-        buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
-        freed = self.target_recv_window - self.recv_window - buffered
-        if self.recv_closed or freed < self.target_recv_window // 2:
-            return
-        self.target_recv_window = min(self.target_recv_window * 2, _STREAM_WINDOW_BYTES_MAX)
-        delta = self.target_recv_window - self.recv_window - buffered
-        self.recv_window += delta
+    buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
+    freed = self.target_recv_window - self.recv_window - buffered
+    if self.recv_closed or freed < self.target_recv_window // 2:
+        return
+    self.target_recv_window = min(self.target_recv_window * 2, _STREAM_WINDOW_BYTES_MAX)
+    delta = self.target_recv_window - self.recv_window - buffered
+    self.recv_window += delta  # nothing else runs between the look and this: no lock is needed
     await self.send_window_update(delta)
 
 

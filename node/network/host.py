@@ -143,18 +143,18 @@ def _contain_stream_handlers(host: Any, streams_max: int, penalise: Callable[[st
     async def contained(stream: Any) -> None:
         peer_id = str(stream.muxed_conn.peer_id)
         if len(stream.muxed_conn.streams) > streams_max:
-            await reset_quietly(stream)
             penalise(peer_id, 1, "too many streams")
+            await reset_quietly(stream)
             return
         try:
             await inner(stream)
             await close_quietly(stream)
         except RemoteProtocolError as error:
+            penalise(peer_id, error.points, error.reason)  # first: a reset gives others a turn
             await reset_quietly(stream)
-            penalise(peer_id, error.points, error.reason)
         except _REMOTE_FAULTS as error:
-            await reset_quietly(stream)
             penalise(peer_id, _MALFORMED_POINTS, f"malformed stream: {type(error).__name__}")
+            await reset_quietly(stream)
         except Exception as error:  # a broken connection raises a dozen different types
             log.debug("stream handler ended", peer_id=peer_id, error=repr(error))
             await reset_quietly(stream)

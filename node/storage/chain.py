@@ -254,8 +254,11 @@ class ChainStore:
         for height in forget_replaced:
             writes[b"j" + height_key(height)] = None
         writes[b"o" + height_key(head.height)] = encode_outcome(outcome)
+        at_height = b"\x92" + codec.encode(
+            head.height
+        )  # what `codec.encode([head.height, position])` begins with
         for tx_hash, position in places.items():
-            writes[b"t" + tx_hash] = codec.encode([head.height, position])
+            writes[b"t" + tx_hash] = at_height + codec.encode(position)
         writes[EXECUTED_KEY] = encode_head(head)
         self._db.write(writes, sync=False)
 

@@ -14,7 +14,7 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "a second encoding of a value: what was read is not compared with what is written",
         CODEC,
-        "if msgpack.packb(obj, use_bin_type=True) != data:",
+        "if _pack(obj) != data:",
         "if False:",
         (FORMS, f"{CODEC_TESTS}::test_no_form_is_read_inside_an_array_that_is_not_read_alone"),
     ),
@@ -39,8 +39,8 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "headers that lie make room for values that are not there",
         CODEC,
-        "    _walk(data, elements_max)\n",
-        "",
+        "    if not short:\n",
+        "    if False:\n",
         (
             f"{CODEC_TESTS}::test_headers_that_lie_inside_one_another_take_no_memory",
             "tests/fuzz/test_fuzz.py::test_what_was_found_once_stays_mended[message--nested-headers]",
@@ -69,6 +69,13 @@ REMOVALS: tuple[Removal, ...] = (
         (f"{CODEC_TESTS}::test_limits",),
     ),
     Removal(
+        "a short form that is not allowed is read all the same",
+        CODEC,
+        "    if short:\n        _check(obj)\n",
+        "",
+        (FORMS,),
+    ),
+    Removal(
         "text that is not UTF-8 is read as something else",
         CODEC,
         "msgpack.unpackb(data, raw=False, use_list=True)",
@@ -78,8 +85,8 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "what has no canonical form is written",
         CODEC,
-        "    _check(obj)\n",
-        "",
+        "    _check(obj)\n    try:",
+        "    try:",
         (f"{CODEC_TESTS}::test_what_has_no_canonical_form_is_not_encoded",),
     ),
     Removal(
@@ -120,15 +127,15 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "a hash of one kind is one of another",
         "consensus/digest.py",
-        'blake3(b"openledger/" + kind.encode() + b"/v1\\0" + chain_id + data)',
-        'blake3(b"openledger/v1\\0" + chain_id + data)',
+        'prefix = b"openledger/" + kind.encode() + b"/v1\\0"',
+        'prefix = b"openledger/v1\\0"',
         (CHECKED, f"{CODEC_TESTS}::test_digests_are_separated_by_kind_and_chain"),
     ),
     Removal(
         "a signature of one chain is valid on another",
         "consensus/digest.py",
-        'b"/v1\\0" + chain_id + data',
-        'b"/v1\\0" + data',
+        "prefix + chain_id + data",
+        "prefix + data",
         (CHECKED, f"{CODEC_TESTS}::test_digests_are_separated_by_kind_and_chain"),
     ),
     Removal(

@@ -335,7 +335,7 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "cancelled writes",
         HARDENING,
-        "with trio.CancelScope(shield=True), trio.move_on_after(_FRAME_WRITE_S_MAX) as scope:",
+        "with trio.CancelScope(deadline=trio.current_time() + _FRAME_WRITE_S_MAX, shield=True) as scope:",
         "with trio.move_on_after(_FRAME_WRITE_S_MAX) as scope:",
         (f"{STREAMS}::test_cancelled_writes_leave_the_connection_whole",),
     ),

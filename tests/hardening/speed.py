@@ -6,7 +6,30 @@ READING = "tests/unit/node_ledger/test_ledger_reading.py::"
 TOGETHER = "tests/unit/node/test_submit_together.py::"
 WIRING = "tests/unit/node/test_node_wiring.py::"
 
+FAST_PATH = "tests/unit/node_network/test_fast_path.py::"
+
 REMOVALS: tuple[Removal, ...] = (
+    Removal(
+        "a frame on its way through libp2p gives its turn away at every lock",
+        "node/network/fast_path.py",
+        "            self._lock.acquire_nowait()",
+        "            await self._lock.acquire()",
+        (FAST_PATH + "test_a_frame_takes_few_turns_of_the_scheduler",),
+    ),
+    Removal(
+        "the rest of what a read of the socket brought is lost",
+        "node/network/fast_path.py",
+        "        del self._cipher[:at]",
+        "        self._cipher.clear()",
+        (FAST_PATH + "test_what_is_read_is_what_was_written_however_it_is_cut",),
+    ),
+    Removal(
+        "the end of a connection inside a message passes for an end between two",
+        "node/network/fast_path.py",
+        "received_bytes=len(self._plain)",
+        "received_bytes=0",
+        (FAST_PATH + "test_the_end_inside_a_message_and_a_reset_are_told_apart_from_data",),
+    ),
     Removal(
         "the memory of transactions read grows without bound",
         "node/ledger/reading.py",

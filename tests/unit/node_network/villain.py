@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,9 @@ async def talk_raw(address: PeerAddress, said: bytes) -> bytes:
     stream = await trio.open_tcp_stream("127.0.0.1", address.port)
     answered = b""
     async with stream:
-        await stream.send_all(said)
-        await stream.send_eof()
+        with suppress(trio.BrokenResourceError):  # it may be cut off before it has said all of it
+            await stream.send_all(said)
+            await stream.send_eof()
         with trio.move_on_after(20):
             try:
                 while data := await stream.receive_some(65536):

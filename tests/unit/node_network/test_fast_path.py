@@ -1,0 +1,167 @@
+"""The replaced parts of libp2p's connection: what arrives is what was sent, and a frame takes few turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
+
+from node.network.fast_path import Arrived, PromptLock
+from tests.profiles import examples
+from tests.unit.node_network.cluster import open_mesh, receive_payloads, run_trio
+
+TURNS_MAX = 10
+"""Of both ends, for one frame sent alone; as libp2p comes it takes 15 and more."""
+
+
+class Secured:
+    """What was decrypted before, as a `SecureSession` gives it away."""
+
+    def __init__(self, left: bytes) -> None:
+        self._left = left
+
+    def _drain(self, _: None) -> bytes:
+        return self._left
+
+
+class Mirror:
+    """A cipher that turns bytes round, so that what was not decrypted, or twice, shows."""
+
+    def decrypt(self, data: bytes) -> bytes:
+        return data[::-1]
+
+
+class Socket:
+    """Gives pieces, then an end or a fault."""
+
+    def __init__(self, pieces: list[bytes], fault: Exception | None = None) -> None:
+        self._pieces = deque(pieces)
+        self._fault = fault
+
+    async def receive_some(self, _: int) -> bytes:
+        if self._pieces:
+            return self._pieces.popleft()
+        if self._fault is not None:
+            raise self._fault
+        return b""
+
+
+def arrived(left: bytes, pieces: list[bytes], fault: Exception | None = None) -> Arrived:
+    secured: Any = Secured(left)
+    noise: Any = Mirror()
+    return Arrived(secured, noise, Socket(pieces, fault))
+
+
+@settings(max_examples=examples(60))
+@given(
+    left=st.binary(max_size=20),
+    messages=st.lists(st.binary(max_size=40), max_size=8),
+    cuts=st.lists(st.integers(1, 30), max_size=40),
+    sizes=st.lists(st.integers(1, 25), max_size=60),
+)
+def test_what_is_read_is_what_was_written_however_it_is_cut(
+    left: bytes, messages: list[bytes], cuts: list[int], sizes: list[int]
+) -> None:
+    cipher = b"".join(len(message).to_bytes(2, "big") + message[::-1] for message in messages)
+    pieces = []
+    for size in cuts:
+        pieces.append(cipher[:size])
+        cipher = cipher[size:]
+    pieces = [piece for piece in (*pieces, cipher) if piece]
+    whole = left + b"".join(messages)
+
+    async def main() -> None:
+        inbox, read = arrived(left, pieces), b""
+        for size in sizes:
+            if len(read) + size > len(whole):
+                with pytest.raises(IncompleteReadError):
+                    await inbox.read(size)
+                break
+            read += await inbox.read(size)
+        assert whole.startswith(read)
+
+    run_trio(main)
+
+
+def test_the_end_inside_a_message_and_a_reset_are_told_apart_from_data() -> None:
+    async def main() -> None:
+        inbox = arrived(b"", [b"\x00\x05abc"])
+        with pytest.raises(IncompleteReadError) as cut:
+            await inbox.read(3)
+        assert cut.value.is_clean_close
+        inbox = arrived(b"xy", [], trio.BrokenResourceError())
+        assert await inbox.read(1) == b"x"
+        with pytest.raises(ConnectionClosedError):
+            await inbox.read(2)
+        with pytest.raises(IncompleteReadError) as closed:
+            await arrived(b"x", [], trio.ClosedResourceError()).read(2)
+        assert not closed.value.is_clean_close
+
+    run_trio(main)
+
+
+def test_nothing_is_taken_before_all_of_it_is_here() -> None:
+    async def main() -> None:
+        inbox = arrived(b"ab", [b"\x00\x02dc"])
+        assert inbox.take(3) is None
+        assert await inbox.read(3) == b"abc"
+        assert inbox.take(1) == b"d"
+        assert inbox.take(1) is None
+
+    run_trio(main)
+
+
+def test_a_prompt_lock_keeps_others_out_and_gives_no_turn_away() -> None:
+    async def main() -> None:
+        lock, inside, most = PromptLock(), 0, 0
+
+        async def visit() -> None:
+            nonlocal inside, most
+            async with lock:
+                inside += 1
+                most = max(most, inside)
+                await trio.lowlevel.checkpoint()
+                inside -= 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(visit)
+        assert most == 1
+        turns = Turns()
+        trio.lowlevel.add_instrument(turns)
+        async with lock:
+            pass
+        trio.lowlevel.remove_instrument(turns)
+        assert turns.count == 0
+
+    run_trio(main)
+
+
+class Turns(trio.abc.Instrument):
+    """Counts how often a task is resumed."""
+
+    count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+def test_a_frame_takes_few_turns_of_the_scheduler() -> None:
+    async def main() -> None:
+        async with open_mesh(2) as ((sender, receiver), _, _):
+            sender.network.broadcast(1, b"first")
+            assert await receive_payloads(receiver, 1) == [b"first"]
+            turns, frames = Turns(), 50
+            trio.lowlevel.add_instrument(turns)
+            for number in range(frames):
+                sender.network.broadcast(1, b"%d" % number)
+                assert await receive_payloads(receiver, 1) == [b"%d" % number]
+            trio.lowlevel.remove_instrument(turns)
+            assert turns.count <= TURNS_MAX * frames
+
+    run_trio(main)
