@@ -37,8 +37,8 @@ format: venv ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-sim: venv ## seeded consensus schedules; SEED=7 RUNS=200 replays them
-	@$(BIN)/python -m tests.simulation --seed $(SEED) --runs $(RUNS) --jobs $(JOBS)
+sim: venv ## seeded consensus schedules; SEED=7 RUNS=200 replays them, SIM_FLAGS="--compiled .sim --state .sim/state" for a campaign
+	@$(BIN)/python -m tests.simulation --seed $(SEED) --runs $(RUNS) --jobs $(JOBS) $(SIM_FLAGS)
 
 twins: venv ## every Twins scenario of three rounds, then drawn ones of six
 	@$(BIN)/python -m tests.twins --rounds 3 --jobs $(JOBS)

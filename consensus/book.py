@@ -36,15 +36,17 @@ class Book(Generic[Item]):
     def matching(self, round_: int, statement: Hashable) -> list[tuple[int, Item]]:
         """Return (author index, item) of all who made this statement, ascending by index."""
         row = self._rounds.get(round_, {})
-        return sorted(
-            ((author, item) for author, (said, item) in row.items() if said == statement),
-            key=lambda pair: pair[0],
-        )
+        # In order of the author alone: no item is compared, for no author is there twice.
+        return [(author, row[author][1]) for author in sorted(row) if row[author][0] == statement]
 
     def all(self, round_: int) -> list[tuple[int, Item]]:
         """Return (author index, item) of everyone heard in a round, ascending by index."""
         row = self._rounds.get(round_, {})
-        return sorted(((author, item) for author, (_, item) in row.items()), key=lambda pair: pair[0])
+        return [(author, row[author][1]) for author in sorted(row)]
+
+    def count(self, round_: int) -> int:
+        """Return how many were heard in a round."""
+        return len(self._rounds.get(round_, ()))
 
     def get(self, round_: int, author: int) -> Item | None:
         """Return what one author said in a round."""

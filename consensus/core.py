@@ -105,6 +105,7 @@ class Core:
         self.claims: dict[int, tuple[bytes, ExecutionResult]] = {}
         self.diverged = False
         self.foreign: ForeignSignature | None = None
+        self.unsigned = False  # a vote or commit vote was refused when last asked for
         self.beacon_spent = False
 
         self.block_fetches = Fetches(64, 32, config.fetch_retry_ms)

@@ -60,7 +60,9 @@ class Fetches:
 
     def due(self, now_ms: int) -> list[tuple[bytes, tuple[bytes, ...]]]:
         """Return (key, whom to ask) for everything due, and schedule the next attempts."""
-        asks = []
+        asks: list[tuple[bytes, tuple[bytes, ...]]] = []
+        if not self.entries:
+            return asks
         for key, fetch in list(self.entries.items()):
             if fetch.next_ms > now_ms:
                 continue
@@ -71,7 +73,3 @@ class Fetches:
             fetch.next_ms = now_ms + (self._retry_ms << min(fetch.attempt, BACKOFF_DOUBLINGS_MAX))
             fetch.attempt += 1
         return asks
-
-    def next_ms(self) -> int | None:
-        """Return when the next attempt is due, or None."""
-        return min((fetch.next_ms for fetch in self.entries.values()), default=None)

@@ -32,6 +32,11 @@ class Outbox:
         """Queue a timer, request or report."""
         self.others.append(effect)
 
+    @property
+    def filled(self) -> bool:
+        """Whether there is anything to hand out. Deliveries come with committed blocks; what was forgotten waits for a write."""
+        return bool(self.sends or self.others or self.committed or self.delivers)
+
     def flush(self, persist: Persist | None) -> list[Effect]:
         """Return everything in contract order: persist, sends, deliveries, the rest."""
         effects: list[Effect] = [] if persist is None else [persist]

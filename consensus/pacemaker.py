@@ -33,6 +33,8 @@ def advance(core: Core, round_: int, *, by_tc: bool) -> None:
 def timeout_ms(core: Core) -> int:
     """Return this round's timeout: base * 1.2^k up to the limit, k rounds since the last commit, in integers."""
     exponent = min(core.rounds_since_commit(), 64)
+    if not exponent:
+        return min(core.timeout_base_ms, core.config.timeout_ms_max)
     return int(min(core.timeout_base_ms * 6**exponent // 5**exponent, core.config.timeout_ms_max))
 
 

@@ -38,6 +38,7 @@ from consensus.pacemaker import arm, note_activity, round_deadline, round_timer_
 from consensus.proposals import on_blocks, on_proposal
 from consensus.recovery import RecoveredState
 from consensus.safety import ForeignSignature, SafetyRecord, SafetyRules, Signer
+from consensus.settled import Settled, settled_on, still_settled
 from consensus.sync import fetch_deadline, on_handover, on_synced, recover, repeat_own, request_missing
 from consensus.timeouts import on_sync, on_timeout, try_timeouts
 from consensus.tree import Reveals
@@ -101,6 +102,7 @@ class Replica:
                 raise LocalError("the beacon chain does not end in the validator's anchor")
         self._core = Core(context, config, genesis, safety, beacon)
         self._recovered = recovered
+        self._settled: Settled | None = None
 
     def step(self, event: Input) -> list[Effect]:
         """Apply one input and return its effects in contract order: persist, send, deliver, then the rest.
@@ -120,7 +122,9 @@ class Replica:
         except RemoteError as fault:
             sender = event.sender if isinstance(event, (MessageReceived, BlocksSynced)) else None
             core.accuse(sender, fault.reason)
-        self._settle()
+        if not (isinstance(event, MessageReceived) and still_settled(core, self._settled)):
+            self._settle()
+            self._settled = settled_on(core)
         return self._flush()
 
     def _handle(self, event: Input) -> None:
@@ -189,6 +193,7 @@ class Replica:
     def _settle(self) -> None:
         """Do what the rules now ask of us, until there is nothing left, then request and set timers."""
         core = self._core
+        core.unsigned = False
         for _ in range(SETTLE_MAX):
             acted = False
             for act in (try_vote, try_commit_vote, try_timeouts):
@@ -213,7 +218,9 @@ class Replica:
         """Return the step's effects, with a `Persist` if anything was signed or committed."""
         core, out = self._core, self._core.out
         record = None if core.safety is None else core.safety.record
-        signed = record != core.stored_record
+        signed = record is not core.stored_record and record != core.stored_record
+        if not (signed or out.filled):
+            return []
         persist = None
         if signed or out.committed:
             info = core.sync_info

@@ -72,11 +72,12 @@ def request_missing(core: Core) -> None:
         want_block(core, qc, None)
     for key, sources in core.block_fetches.due(core.now_ms):
         core.out.report(FetchBlock(key, core.root.height, sources))
-    groups: dict[tuple[bytes, ...], list[bytes]] = {}
-    for key, sources in core.payload_fetches.due(core.now_ms):
-        groups.setdefault(sources, []).append(key)
-    for sources, keys in groups.items():
-        core.out.report(FetchPayload(tuple(keys), sources))
+    if core.payload_fetches.entries:
+        groups: dict[tuple[bytes, ...], list[bytes]] = {}
+        for key, sources in core.payload_fetches.due(core.now_ms):
+            groups.setdefault(sources, []).append(key)
+        for sources, keys in groups.items():
+            core.out.report(FetchPayload(tuple(keys), sources))
     _tell_behind(core)
 
 
@@ -111,10 +112,10 @@ def _ahead_of_us(core: Core) -> tuple[int, tuple[bytes, ...]] | None:
 
 def fetch_deadline(core: Core) -> int | None:
     """Return when something must be asked for again."""
-    times = [core.block_fetches.next_ms(), core.payload_fetches.next_ms()]
-    if far_behind(core) or core.handover is not None:
-        times.append(core.behind_told[1] + BEHIND_REPEAT_MS)
-    return min((at_ms for at_ms in times if at_ms is not None), default=None)
+    times = [core.behind_told[1] + BEHIND_REPEAT_MS] if core.handover is not None or far_behind(core) else []
+    for fetches in (core.block_fetches, core.payload_fetches):
+        times.extend(fetch.next_ms for fetch in fetches.entries.values())
+    return min(times) if times else None
 
 
 def recover(core: Core, state: RecoveredState) -> None:

@@ -46,6 +46,8 @@ def count_timeout(core: Core, author: int, message: TimeoutMessage) -> None:
 
 def try_timeouts(core: Core) -> bool:
     """Join a timeout that more than a third of the stake declared; form the TC once a quorum has."""
+    if not core.timeouts.count(core.round):
+        return False
     rows = core.timeouts.all(core.round)
     validators = core.context.validators
     stake = sum(validators.stake_at(index) for index, _ in rows)

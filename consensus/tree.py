@@ -41,9 +41,10 @@ class Node:
 class BlockTree:
     """Blocks by id; every node's parent is in the tree, up to the root."""
 
-    __slots__ = ("nodes", "root")
+    __slots__ = ("nodes", "root", "version")
 
     def __init__(self, root: Node) -> None:
+        self.version = 0  # rises whenever a node comes or goes
         self.root = root
         self.nodes: dict[bytes, Node] = {root.block.id: root}
 
@@ -60,6 +61,7 @@ class BlockTree:
     def insert(self, node: Node) -> None:
         """Add a node whose parent is in the tree."""
         self.nodes[node.block.id] = node
+        self.version += 1
 
     def path(self, block_id: bytes) -> list[Node]:
         """Return the nodes after the root up to `block_id`, oldest first; empty for the root itself."""
@@ -82,6 +84,7 @@ class BlockTree:
                 keep[node.block.id] = node
         dropped = [node for key, node in self.nodes.items() if key not in keep and key not in ancestors]
         self.nodes = keep
+        self.version += 1
         return dropped
 
     def drop_except(self, tip: bytes, round_min: int) -> list[Node]:
@@ -98,4 +101,5 @@ class BlockTree:
             else:
                 dropped.append(node)
         self.nodes = keep
+        self.version += 1
         return dropped

@@ -36,6 +36,7 @@ class ValidatorSet:
         epoch: number of the epoch; 0 is the first.
         validators: sorted by id.
         seed: 32 bytes that leaders are drawn from; `ZERO32` for leaders by turns.
+        total_stake: sum of all stakes.
 
     Raises:
         ValueError: on construction: unsorted or repeated ids, none or more than `VALIDATORS_MAX`, wrong lengths, stake
@@ -45,6 +46,7 @@ class ValidatorSet:
     epoch: int
     validators: tuple[Validator, ...]
     seed: bytes = ZERO32
+    total_stake: int = field(init=False, repr=False, compare=False)
     _index: dict[bytes, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -62,17 +64,14 @@ class ValidatorSet:
                 raise ValueError("leader weight out of range")
         if len(self.seed) != DIGEST_BYTES:
             raise ValueError("the seed of leaders has 32 bytes")
-        if self.total_stake > STAKE_TOTAL_MAX:
+        total = sum(validator.stake for validator in self.validators)
+        if total > STAKE_TOTAL_MAX:
             raise ValueError("total stake out of range")
+        object.__setattr__(self, "total_stake", total)
         object.__setattr__(self, "_index", {key: index for index, key in enumerate(ids)})
 
     def __len__(self) -> int:
         return len(self.validators)
-
-    @cached_property
-    def total_stake(self) -> int:
-        """Sum of all stakes."""
-        return sum(validator.stake for validator in self.validators)
 
     @cached_property
     def hash(self) -> bytes:

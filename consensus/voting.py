@@ -32,6 +32,7 @@ def try_vote(core: Core) -> bool:
     try:
         vote = core.safety.sign_vote(node.block)
     except SafetyRefusal:
+        core.unsigned = True
         return False
     send_vote(core, vote)
     count_vote(core, core.me, vote)
@@ -92,6 +93,7 @@ def try_commit_vote(core: Core) -> bool:
     try:
         vote = core.safety.sign_commit_vote(core.high_qc, node.block.header)
     except SafetyRefusal:
+        core.unsigned = True
         return False
     core.out.send(None, CommitVoteMessage(vote, core.high_qc))
     count_commit_vote(core, core.me, vote)

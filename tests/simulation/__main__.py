@@ -1,6 +1,7 @@
 """Run many seeded schedules: `python -m tests.simulation --seed 7 --runs 100000 --jobs 2 --state sim.json`."""
 
 import argparse
+import gc
 import sys
 import time
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from consensus.errors import ConsensusError
 from tests.simulation.byzantine import KINDS
 from tests.simulation.checker import Violation
+from tests.simulation.code import code_digest
+from tests.simulation.compiled import run_compiled
 from tests.simulation.running import Chunk, run_chunks
 from tests.simulation.schedule import Schedule, draw_schedule
 from tests.simulation.totals import Progress, Totals, open_progress
@@ -17,6 +20,9 @@ from tests.simulation.world import run_one
 CHUNK = 50
 HEIGHTS_MEAN_MIN = 20
 """A campaign whose runs commit fewer blocks on average has tried too little and fails."""
+RUNS_PER_COLLECTION = 4
+TRACE = "trace"
+"""Sum of digests over all effects of all steps, one for each run; the same wherever the runs do the same."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +33,34 @@ class Runs:
     only: str | None
     size: int | None
     stop: bool = False
+    trace: bool = False
 
     def __call__(self, chunk: Chunk) -> Totals:
         totals, began = Totals(), time.process_time()
+        # A run is full of cycles and all of it is garbage at its end: looking for garbage within it finds none.
+        gc.disable()
+        gc.freeze()
         for run in range(chunk[0], chunk[0] + chunk[1]):
             self._run(run, totals)
+            if run % RUNS_PER_COLLECTION == 0:
+                gc.collect()
             if self.stop and totals.violations:
                 break
+        gc.unfreeze()
+        gc.enable()
         totals.seconds = time.process_time() - began
         return totals
 
     def _run(self, run: int, totals: Totals) -> None:
         totals.counts["schedules"] += 1
         try:
-            schedule, counts, _ = run_one(self.seed, run, self.only, self.size)
+            schedule, counts, trace = run_one(self.seed, run, self.only, self.size, traced=self.trace)
         except (Violation, ConsensusError) as violation:
             totals.counts["violations"] += 1
             totals.violations.append((run, f"{type(violation).__name__}: {violation}"))
             return
+        if self.trace:
+            totals.counts[TRACE] += int(trace[:32], 16)
         recovery_ms = counts.pop("recovery ms")
         totals.slowest = max(totals.slowest, (recovery_ms, run))
         totals.counts.update(counts)
@@ -77,6 +93,9 @@ def report(totals: Totals, work: Runs, seconds: float) -> str:
         f"{seconds:.0f} s, {totals.seconds:.0f} s of CPU: {runs / max(totals.seconds, 1e-9):.1f} schedules and"
         f" {counts['steps'] / max(totals.seconds, 1e-9):.0f} steps per CPU second",
     ]
+    trace = counts.pop(TRACE, None)
+    if trace is not None:
+        lines.append(f"trace {trace % (1 << 128):032x}")
     for run, what in totals.violations:
         lines.append(f"VIOLATION: {what}")
         lines.append(
@@ -100,7 +119,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--validators", type=int, choices=(4, 7, 10), default=None, help="so many in every run"
     )
     parser.add_argument("--stop", action="store_true", help="end at the first violation, in one process")
+    parser.add_argument("--trace", action="store_true", help="print a digest of every effect of every step")
+    parser.add_argument(
+        "--compiled", type=Path, default=None, help="run as machine code, made and kept in this folder"
+    )
     options = parser.parse_args(arguments)
+    if options.compiled is not None:
+        run_compiled(options.compiled, _without_compiled(options))
     seed, only, end = options.seed, options.only, options.first + options.runs
     campaign = {
         "seed": seed,
@@ -108,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         "runs": options.runs,
         "only": only,
         "size": options.validators,
+        "code": code_digest(),
     }
     progress = open_progress(campaign, options.state)
     began = time.monotonic()
@@ -121,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
 
     size = options.runs if options.stop else CHUNK
-    work = Runs(seed, only, options.validators, options.stop)
+    work = Runs(seed, only, options.validators, options.stop, options.trace)
     chunks = [(first, min(size, end - first)) for first in range(options.first, end, size)]
     totals = run_chunks(progress, chunks, work, options.jobs, say)
     print(f"seed {seed}, runs {options.first} to {end - 1}, {options.jobs} processes")
@@ -134,6 +160,18 @@ def main(arguments: list[str] | None = None) -> int:
     if thin:
         print(f"TOO LITTLE: fewer than {HEIGHTS_MEAN_MIN} blocks committed a run")
     return 1 if totals.violations or thin else 0
+
+
+def _without_compiled(options: argparse.Namespace) -> list[str]:
+    """The same arguments for the translated simulator, which works in another folder."""
+    made: list[str] = []
+    for name, value in vars(options).items():
+        if name == "compiled" or value is None or value is False:
+            continue
+        made.append(f"--{name}")
+        if value is not True:
+            made.append(str(value.resolve() if isinstance(value, Path) else value))
+    return made
 
 
 if __name__ == "__main__":

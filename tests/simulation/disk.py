@@ -1,31 +1,51 @@
 """What a node has written, and what of it survives a crash."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+
+import msgpack
 
 from consensus.effects import Persist
 from consensus.recovery import ExecutionResult, RecoveredState
-from consensus.safety import SafetyRecord, record_from_bytes
+from consensus.safety import record_from_bytes
 from consensus.types import Block, CommitProof, Handover, SyncInfo, is_boundary
 
-_read_record = lru_cache(256)(record_from_bytes)
-"""The disk is asked for the same few bytes before every message that leaves."""
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The first numbers of a safety record, by the names they have there: what a signature may not be above of."""
+
+    epoch: int
+    last_voted: int
+    lock: int
+    highest_timeout: int
+    last_proposed: int
+
+
+@lru_cache(256)
+def read_marks(record: bytes) -> Marks:
+    """Read the numbers alone, for the look before every message that leaves; a restart reads the whole record strictly."""
+    _, epoch, last_voted, lock, highest_timeout, last_proposed, *_ = msgpack.unpackb(record)
+    return Marks(epoch, last_voted, lock, highest_timeout, last_proposed)
 
 
 @dataclass(frozen=True)
 class Image:
     """Contents of a disk at one moment; values are shared, containers copied on write."""
 
-    record: bytes | None = None
-    certificates: SyncInfo | None = None
-    blocks: dict[bytes, Block] = field(default_factory=dict)
-    chain: tuple[Block, ...] = ()
-    proofs: dict[int, CommitProof] = field(default_factory=dict)
-    reveals: tuple[tuple[int, bytes], ...] = ()
-    executed: tuple[ExecutionResult, ...] = ()
-    batches: frozenset[bytes] = frozenset()
-    start: Block | None = None
-    handovers: dict[int, Handover] = field(default_factory=dict)
+    record: bytes | None
+    certificates: SyncInfo | None
+    blocks: dict[bytes, Block]
+    chain: tuple[Block, ...]
+    proofs: dict[int, CommitProof]
+    reveals: tuple[tuple[int, bytes], ...]
+    executed: tuple[ExecutionResult, ...]
+    batches: frozenset[bytes]
+    start: Block | None
+    handovers: dict[int, Handover]
+
+
+EMPTY = Image(None, None, {}, (), {}, (), (), frozenset(), None, {})
 
 
 class Disk:
@@ -33,7 +53,7 @@ class Disk:
 
     def __init__(self, genesis: Block) -> None:
         self.genesis = genesis
-        self.images = [Image()]
+        self.images = [EMPTY]
 
     @property
     def now(self) -> Image:
@@ -43,27 +63,31 @@ class Disk:
     def write(self, persist: Persist) -> None:
         """Apply one `Persist`."""
         old = self.now
-        blocks = dict(old.blocks)
-        for key in persist.forgotten:
-            blocks.pop(key, None)
-        blocks.update({block.id: block for block in persist.blocks})
-        proofs = dict(old.proofs)
+        blocks, proofs = old.blocks, old.proofs
+        if persist.forgotten or persist.blocks:
+            blocks = dict(blocks)
+            for key in persist.forgotten:
+                blocks.pop(key, None)
+            blocks.update({block.id: block for block in persist.blocks})
         if persist.committed and persist.proof is not None:
-            proofs[persist.committed[-1].height] = persist.proof
-        image = replace(
-            old,
+            proofs = {**proofs, persist.committed[-1].height: persist.proof}
+        image = Image(
             record=old.record if persist.record is None else persist.record,
             certificates=persist.certificates or old.certificates,
             blocks=blocks,
             chain=old.chain + persist.committed,
             proofs=proofs,
             reveals=persist.reveals if persist.committed else old.reveals,
+            executed=old.executed,
+            batches=old.batches,
+            start=old.start,
+            handovers=old.handovers,
         )
         self._append(image, persist.sync)
 
     def write_result(self, result: ExecutionResult) -> None:
         """Store one execution result, unsynced."""
-        self._append(replace(self.now, executed=(*self.now.executed, result)), False)
+        self._append(self._grown((*self.now.executed, result), self.now.batches), False)
 
     def write_epoch(self, start: Block, handover: Handover, reveals: tuple[tuple[int, bytes], ...]) -> None:
         """Begin an epoch: its root, the proof of the last one's end, the beacon state that it starts with; synced."""
@@ -83,7 +107,22 @@ class Disk:
 
     def write_batch(self, batch: bytes) -> None:
         """Store a batch, unsynced: the next synced write covers it."""
-        self._append(replace(self.now, batches=self.now.batches | {batch}), False)
+        self._append(self._grown(self.now.executed, self.now.batches | {batch}), False)
+
+    def _grown(self, executed: tuple[ExecutionResult, ...], batches: frozenset[bytes]) -> Image:
+        old = self.now
+        return Image(
+            old.record,
+            old.certificates,
+            old.blocks,
+            old.chain,
+            old.proofs,
+            old.reveals,
+            executed,
+            batches,
+            old.start,
+            old.handovers,
+        )
 
     def _append(self, image: Image, sync: bool) -> None:
         self.images = [image] if sync else [*self.images, image]
@@ -93,15 +132,15 @@ class Disk:
         self.images = [self.images[min(keep, len(self.images) - 1)]]
 
     @property
-    def synced_record(self) -> SafetyRecord | None:
-        """The safety record a crash cannot take back."""
+    def synced_marks(self) -> Marks | None:
+        """The numbers of the safety record that a crash cannot take back."""
         data = self.images[0].record
-        return None if data is None else _read_record(data)
+        return None if data is None else read_marks(data)
 
     def recovered(self, results_max: int) -> RecoveredState | None:
         """Return what a restarted replica gets, or None if nothing was ever written."""
         image = self.now
-        if image == Image():
+        if image == EMPTY:
             return None
         last, start = self.last, self.start
         return RecoveredState(

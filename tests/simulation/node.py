@@ -67,6 +67,8 @@ class Node:
         self.world = world
         self.slot = slot
         self.key_index = key_index
+        self.key = b"" if key_index is None else world.keys[key_index]
+        """Validator id, or the empty string for an observer."""
         self.disk = Disk(world.genesis)
         self.done: set[bytes] = set()
         self.replica: Replica | None = None
@@ -85,11 +87,6 @@ class Node:
     def batches(self) -> frozenset[bytes]:
         """Batches stored here; a crash takes those back that no later sync covered."""
         return self.disk.now.batches
-
-    @property
-    def key(self) -> bytes:
-        """Validator id, or the empty string for an observer."""
-        return b"" if self.key_index is None else self.world.keys[self.key_index]
 
     def start(self) -> None:
         """Start the process from what the disk holds."""
@@ -162,7 +159,9 @@ class Node:
         self.busy = True
         while self.inbox and self.replica is not None:
             effects = self.in_order(self.replica.step(self.inbox.pop(0)))
-            self.world.counts["steps"] += 1
+            self.world.steps += 1
+            if self.world.traced:
+                self.world.note(self.slot, effects)
             self.check_key()
             death = self.world.death(self, effects)
             if death is not None:
@@ -277,7 +276,7 @@ class Node:
 
     def check_durable(self, message: Message) -> None:
         """No signature of ours leaves before the record that remembers it is synced."""
-        record = self.disk.synced_record if self.honest else None
+        record = self.disk.synced_marks if self.honest else None
         if record is not None and (message_epoch(message) or 0) > record.epoch:
             record = None
         if record is None:

@@ -19,8 +19,10 @@ from consensus.verify import Context
 
 _MESSAGES = ("vote_message", "commit_vote_message", "timeout_message", "proposal_message")
 REMEMBERED = 1 << 14
+"""Answers of pure functions kept: the same few signatures are looked at by every node."""
 
 
+@lru_cache(REMEMBERED)
 def keyed_hash(seed: bytes, message: bytes) -> bytes:
     """Return 64 bytes that only the owner of the 32-byte `seed` can make for `message`."""
     made: bytes = blake3(message, key=seed).digest(length=SIGNATURE_BYTES)

@@ -231,15 +231,19 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.
     assert "schedules 3  violations 0" in capsys.readouterr().out
     with pytest.raises(ValueError, match="another campaign"):
         main(["--seed", "4", "--runs", "3", "--state", str(state)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.simulation.__main__.code_digest", lambda: "of an edited file")
+        with pytest.raises(ValueError, match="another campaign"):
+            main(arguments)
 
 
 def test_a_campaign_with_a_violation_or_too_few_commits_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def thin(*arguments: object) -> tuple[Schedule, Counter[str], str]:
+    def thin(*arguments: object, **options: object) -> tuple[Schedule, Counter[str], str]:
         return QUIET, Counter({"heights": 19, "recovery ms": 0}), ""
 
-    def broken(*arguments: object) -> tuple[Schedule, Counter[str], str]:
+    def broken(*arguments: object, **options: object) -> tuple[Schedule, Counter[str], str]:
         raise Violation("a fork")
 
     monkeypatch.setattr("tests.simulation.__main__.run_one", thin)

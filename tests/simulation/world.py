@@ -70,7 +70,9 @@ class World:
         self.now = START_MS
         self.healed = False
         self.counts: Counter[str] = Counter()
+        self.events = self.steps = self.messages = 0  # counted apart: every event adds to them
         self.trace = blake3()
+        self.traced = False
         self.recovery_ms = 0
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
@@ -101,6 +103,14 @@ class World:
         self.left_half = {slot for slot in range(size) if self.rng.random() < 0.5}
         self.nodes = self._make_nodes()
         self._slots = {key: [node.slot for node in self.nodes if node.key == key] for key in self.keys}
+        self._hearers = [
+            [
+                other.slot
+                for other in self.nodes
+                if other is not node and (not node.key or other.key != node.key)
+            ]
+            for node in self.nodes
+        ]
         spread, drift = schedule.skew_ms_max, schedule.drift_ppm_max
         self.skew = [self.rng.randint(0, spread) for _ in self.nodes]
         self.rate = [PPM + self.rng.randint(-drift, drift) for _ in self.nodes]
@@ -187,6 +197,7 @@ class World:
         for node in self.nodes:
             if node.honest and any(isinstance(report, Diverged) for report in node.reports):
                 raise Violation(f"node {node.slot} reports diverged execution")
+        self.counts.update(events=self.events, steps=self.steps, messages=self.messages)
         self.counts["heights"] += max(tips)
         self.counts["rounds"] += max(node.replica.round for node in self.nodes if node.replica)
         self.counts["commits"] += self.checker.commits
@@ -224,7 +235,11 @@ class World:
         at_ms, _, action = heapq.heappop(self._events)
         self.now = max(self.now, at_ms)
         action()
-        self.counts["events"] += 1
+        self.events += 1
+
+    def note(self, slot: int, effects: list[Effect]) -> None:
+        """Take all effects of a step into the trace, messages and signatures among them."""
+        self.trace.update(repr((slot, self.now, effects)).encode())
 
     # Processes.
 
@@ -315,10 +330,7 @@ class World:
 
     def targets(self, sender: int, to: int | None) -> list[int]:
         """Slots a message goes to; observers hear all broadcasts, as full nodes do by gossip."""
-        own = self.nodes[sender].key
-        if to is not None:
-            return self.slots(self.keys[to])
-        return [node.slot for node in self.nodes if node.slot != sender and (not own or node.key != own)]
+        return self._hearers[sender] if to is None else self.slots(self.keys[to])
 
     def broadcast(self, sender: int, to: int | None, message: Message) -> None:
         """Send as an honest node does."""
@@ -345,7 +357,7 @@ class World:
 
     def transmit(self, sender: int, slot: int, message: Message) -> None:
         """Put one message on the wire; it may be lost, doubled, delayed, or come again much later."""
-        self.counts["messages"] += 1
+        self.messages += 1
         if self.rng.random() < RECODED:
             try:
                 message = decode_message(encode_message(message))
@@ -438,11 +450,16 @@ class World:
 
 
 def run_one(
-    seed: int, run: int, only: str | None = None, size: int | None = None
+    seed: int, run: int, only: str | None = None, size: int | None = None, *, traced: bool = False
 ) -> tuple[Schedule, Counter[str], str]:
-    """Run one schedule; return it, its counts and a digest of what was committed. Raises `Violation`."""
+    """Run one schedule; return it, its counts and a digest of what was committed, or of all that was done if `traced`.
+
+    Raises:
+        Violation: something that must hold did not.
+    """
     schedule = draw_schedule(seed, run, only, size)
     world = World(schedule)
+    world.traced = traced
     world.run()
     world.counts["recovery ms"] = world.recovery_ms
     return schedule, world.counts, world.trace.hexdigest()

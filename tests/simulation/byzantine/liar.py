@@ -50,10 +50,10 @@ class Liar(Node):
         """Say something untrue on the occasion of a message."""
 
     def learn(self, qc: QC, tc: TC | None = None, block: Block | None = None) -> None:
-        """Remember certificates and blocks, the latest ones."""
-        if qc not in self.qcs[-8:]:
+        """Remember certificates and blocks, the latest ones; what is known is most likely among the very last."""
+        if qc not in self.qcs[:-9:-1]:
             self.qcs = [*self.qcs[-MEMORY_MAX:], qc]
-        if tc is not None and tc not in self.tcs[-8:]:
+        if tc is not None and tc not in self.tcs[:-9:-1]:
             self.tcs = [*self.tcs[-MEMORY_MAX:], tc]
         if block is not None:
             self.blocks[block.id] = block
