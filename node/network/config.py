@@ -22,7 +22,7 @@ class Limits:
     send_age_ms_max: int = 10_000  # a frame that waited longer (peer away) is discarded unsent
     write_bytes: int = 1 * MIB  # frames are joined into writes of about this size
     write_timeout_ms: int = 10_000  # a write that takes longer drops the connection
-    linger_ms: int = 1  # how long a writer that wakes up waits for more frames to join
+    linger_ms: int = 0  # how long a writer that wakes up waits for more frames to join those of one step
     inbox_frames_max: int = 2048  # per peer, undelivered; full: the peer is not read ...
     inbox_bytes_max: int = 16 * MIB
     inbox_wait_ms_max: int = 4000  # ... so long, then its undelivered frames are discarded

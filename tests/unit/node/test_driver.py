@@ -162,6 +162,26 @@ def test_peers_messages_are_dropped_past_the_bound_and_counted(monkeypatch: pyte
     assert driver.peer_inputs_dropped == 2
 
 
+def test_a_flood_of_inputs_leaves_the_other_tasks_their_turns() -> None:
+    script = Script(lambda event: [])
+    driver = make(script)
+    taken_between: list[int] = []
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(500):
+                driver.offer(MessageReceived(None, MESSAGE, 0))
+            nursery.start_soon(driver.run)
+            while len(script.inputs) < 500:
+                before = len(script.inputs)
+                await trio.lowlevel.checkpoint()
+                taken_between.append(len(script.inputs) - before)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert max(taken_between) <= driver_module.INPUTS_AT_ONCE_MAX
+
+
 def test_who_waits_for_an_input_goes_on_once_its_effects_are_done() -> None:
     script = Script(
         lambda event: (

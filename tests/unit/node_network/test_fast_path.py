@@ -15,7 +15,7 @@ from node.network.fast_path import Arrived, PromptLock
 from tests.profiles import examples
 from tests.unit.node_network.cluster import open_mesh, receive_payloads, run_trio
 
-TURNS_MAX = 10
+TURNS_MAX = 9
 """Of both ends, for one frame sent alone; as libp2p comes it takes 15 and more."""
 
 
