@@ -179,7 +179,8 @@ def test_a_flood_of_inputs_leaves_the_other_tasks_their_turns() -> None:
             nursery.cancel_scope.cancel()
 
     trio.run(main)
-    assert max(taken_between) <= driver_module.INPUTS_AT_ONCE_MAX
+    # Trio draws the order within a round of turns: the driver's may come last in one and first in the next.
+    assert max(taken_between) <= 2 * driver_module.INPUTS_AT_ONCE_MAX
 
 
 def test_who_waits_for_an_input_goes_on_once_its_effects_are_done() -> None:
