@@ -3,7 +3,7 @@
 Importing this package does not import libp2p; `node.network.network` (class `Network`, `open_network`) does.
 
 Where things are: `network` the one object the daemon uses, `config` every limit and what happens past it, `hardening`
-the patches libp2p needs and why, `host` one hardened host, `gossip` (with `router`), `direct` and `requests` the three ways
+the patches libp2p needs and why, `fast_path` those that only make it faster, `host` one hardened host, `gossip` (with `router`), `direct` and `requests` the three ways
 of talking, `dialling` reconnection, `standing` penalties, `queues` and `framing` the parts without IO.
 """
 
