@@ -24,6 +24,9 @@ from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 _HEADER = struct.Struct("!BBHII")  # version, type, flags, stream, length
 _FRAME_BYTES_MAX = yamux_module.MAX_MESSAGE_SIZE - yamux_module.HEADER_SIZE
 _READ_BYTES = 64 * 1024
+ARRIVED_BYTES_MAX = 2 * _READ_BYTES
+"""A message that is not complete, and one read of the socket."""
+
 _LENGTH_BYTES = 2
 
 _stock_write = YamuxStream.write

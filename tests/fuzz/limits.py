@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from node.config import NetworkSection, RpcSection
 from node.network.config import Limits
+from node.network.fast_path import ARRIVED_BYTES_MAX
 from node.recompute.jobs import FRAME_BYTES_MAX
 from node.storage.blobs import BLOB_BYTES_MAX
 from tests.fuzz.target import ALLOCATED_BYTES_BASE, ALLOCATED_PER_BYTE
@@ -33,6 +34,12 @@ def carriers() -> list[tuple[str, str, int, str]]:
         ("answer to a request", "peer", limits.response_bytes_max, adapter),
         ("gossip message", "peer", limits.gossip_bytes_max, adapter),
         ("unread bytes of a connection", "peer", limits.receive_buffer_bytes_max, adapter),
+        (
+            "what arrived on a connection and is not in a stream yet",
+            "peer",
+            ARRIVED_BYTES_MAX,
+            "node/network/fast_path.py",
+        ),
         (
             "direct frame, by default of `network.message_bytes_max`",
             "peer",
