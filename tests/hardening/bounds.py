@@ -6,9 +6,13 @@ LOOSE = "tests/unit/node_storage/test_loose_blobs.py::"
 KEEPER = "tests/unit/node/test_keeper.py::"
 POOL = "tests/unit/node/test_mempool_eviction.py::"
 INTAKE = "tests/unit/node/test_intake.py::"
+ADMISSION = "tests/unit/node/test_admission.py::"
+VOUCHING = "tests/unit/node/test_vouching.py::"
 INBOX = "tests/unit/node/test_inbox.py::"
 CLOCK = "tests/unit/node/test_clock.py::"
 WIRING = "tests/unit/node/test_node_wiring.py::"
+BATCHES = "tests/unit/node/test_batches.py::"
+TASKS = "tests/unit/node/test_small_tasks.py::"
 PROCESS = "tests/unit/node_recompute/test_process.py::"
 
 REMOVALS: tuple[Removal, ...] = (
@@ -27,8 +31,8 @@ REMOVALS: tuple[Removal, ...] = (
         "        if taken < 0:",
         (
             LOOSE + "test_one_sender_is_refused_past_its_quota_and_others_are_not",
-            INTAKE + "test_a_senders_blobs_have_a_quota_with_a_typed_refusal_that_leaves_no_trace",
-            INTAKE + "test_a_peers_transaction_over_its_senders_quota_fetches_nothing",
+            VOUCHING + "test_a_senders_blobs_have_a_quota_with_a_typed_refusal_that_leaves_no_trace",
+            VOUCHING + "test_a_peers_transaction_over_its_senders_quota_fetches_nothing",
         ),
     ),
     Removal(
@@ -99,7 +103,7 @@ REMOVALS: tuple[Removal, ...] = (
         "node/admission.py",
         "        if transaction.kind in STORED_KINDS and transaction.valid_until > height + VOUCHED_HEIGHTS_MAX:",
         "        if transaction.kind < 0:",
-        (INTAKE + "test_nothing_is_vouched_for_that_would_have_to_be_kept_for_very_long",),
+        (ADMISSION + "test_nothing_is_vouched_for_that_would_have_to_be_kept_for_very_long",),
     ),
     Removal(
         "a blob of an ordered transaction is collected before it executes",
@@ -121,6 +125,31 @@ REMOVALS: tuple[Removal, ...] = (
         "if note is None or file.stem not in self._sizes:",
         "if note is None:",
         (LOOSE + "test_damaged_and_orphaned_notes_are_swept",),
+    ),
+    # --- batches of others, and small tasks ---
+    Removal(
+        "a validator fills the disks of the others with batches",
+        "node/batches.py",
+        "            if not self._pushed.add(entry.account, name, len(data), height):",
+        "            if not name:",
+        (BATCHES + "test_batches_past_their_authors_quota_are_not_stored",),
+    ),
+    Removal(
+        "a batch that a block in flight names is removed as unused",
+        "node/batches.py",
+        "        needed = set(self.ordered())\n",
+        "        needed: set[bytes] = set()\n",
+        (
+            BATCHES
+            + "test_what_no_block_came_to_use_goes_and_what_an_executed_or_a_waiting_block_names_stays",
+        ),
+    ),
+    Removal(
+        "small tasks without bound",
+        "node/small_tasks.py",
+        "self._nursery is None or self._running >= TASKS_MAX:",
+        "self._nursery is None:",
+        (TASKS + "test_past_the_bound_a_task_is_refused_until_another_has_ended",),
     ),
     # --- mempool ---
     Removal(
@@ -197,7 +226,7 @@ REMOVALS: tuple[Removal, ...] = (
         "node/admission.py",
         "        if promised + transaction.fee > balance:",
         "        if promised < 0:",
-        (INTAKE + "test_a_sender_cannot_promise_more_fees_than_it_has",),
+        (ADMISSION + "test_a_sender_cannot_promise_more_fees_than_it_has",),
     ),
     # --- admissions ---
     Removal(
@@ -205,21 +234,21 @@ REMOVALS: tuple[Removal, ...] = (
         "node/admission.py",
         "iter(await trio.to_thread.run_sync(verify_all, limiter=self._verifying))",
         "iter(verify_all())",
-        (INTAKE + "test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory",),
+        (ADMISSION + "test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory",),
     ),
     Removal(
         "each signature is verified again and again",
         "node/executor.py",
         "            self._good.setdefault(key)\n",
         "",
-        (INTAKE + "test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory",),
+        (ADMISSION + "test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory",),
     ),
     Removal(
         "a block executed while a signature was verified goes unnoticed",
         "node/admission.py",
         "        if candidate.height != self._executor.head.height:",
         "        if candidate.height < 0:",
-        (INTAKE + "test_a_block_between_the_check_and_the_pool_is_noticed",),
+        (ADMISSION + "test_a_block_between_the_check_and_the_pool_is_noticed",),
     ),
     Removal(
         "one peer's messages fill the memory",
@@ -243,14 +272,14 @@ REMOVALS: tuple[Removal, ...] = (
         "node/admission.py",
         "        value = self._known[key] = self._store.get(key)",
         "        value = self._store.get(key)",
-        (INTAKE + "test_what_the_state_says_of_senders_is_read_once_and_anew_after_a_block",),
+        (ADMISSION + "test_what_the_state_says_of_senders_is_read_once_and_anew_after_a_block",),
     ),
     Removal(
         "what was read of a sender outlives the block that changed it",
         "node/admission.py",
         "            self._known.pop(ACCOUNT + address, None)",
         "            continue",
-        (INTAKE + "test_what_the_state_says_of_senders_is_read_once_and_anew_after_a_block",),
+        (ADMISSION + "test_what_the_state_says_of_senders_is_read_once_and_anew_after_a_block",),
     ),
     Removal(
         "a flood of batches becomes a flood of log lines",

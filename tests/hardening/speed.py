@@ -130,9 +130,9 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "a gossip message for each block of a busy chain",
-        "node/node.py",
-        "        self._announce_from_s = trio.current_time() + pause_s",
-        "        self._announce_from_s = 0.0",
+        "node/announcing.py",
+        "        self._from_s = trio.current_time() + pause_s",
+        "        self._from_s = 0.0",
         (WIRING + "test_blocks_that_follow_at_once_are_announced_together_and_the_last_of_them_always",),
     ),
 )

@@ -130,6 +130,8 @@ def test_what_a_daemon_answers_is_what_it_declares(pair: Pair) -> None:
 
 
 def test_the_metrics_of_a_daemon_tell_its_state_and_pass_promtool(pair: Pair) -> None:
+    pair.client().put_blob(b"a blob that the disk's size counts")
+    pair.wait("an interval between two blocks", lambda: pair.client().status()["height"] >= 2)
     status, text = pair.page("/metrics")
     assert status == 200
     values = {

@@ -5,7 +5,9 @@ What it signs twice it signs with its own key, past its safety rules; and it tak
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from consensus import custody
 from consensus.crypto import public_key, sign
@@ -20,11 +22,13 @@ from consensus.messages import (
 from consensus.types import QC, Block, header_id
 from consensus.verify import proposal_message, timeout_message, vote_message
 from node.cli.main import main
+from node.driver import DriverPorts
 from node.node import Node
 from node.wire import Frame
 
-_honest_send = Node._send
+_honest_ports = Node._ports
 _earlier_qcs: list[QC] = []
+Send = Callable[[bytes | None, bytes], None]
 EARLIER_QCS = 8
 
 
@@ -55,10 +59,15 @@ def _other_story(node: Node, message: Message) -> Message | None:
     return None
 
 
-def _send_two_stories(node: Node, to: bytes | None, message: bytes) -> None:
+def _ports_of_two_stories(node: Node) -> DriverPorts:
+    honest = _honest_ports(node)
+    return replace(honest, send=partial(_send_two_stories, node, honest.send))
+
+
+def _send_two_stories(node: Node, honest_send: Send, to: bytes | None, message: bytes) -> None:
     other = _other_story(node, decode_message(message)) if to is None else None
     if other is None:
-        _honest_send(node, to, message)
+        honest_send(to, message)
         return
     peers = sorted(set(node.directory.peer_of.values()) - {node.network.peer_id})
     for position, peer_id in enumerate(peers):
@@ -67,6 +76,6 @@ def _send_two_stories(node: Node, to: bytes | None, message: bytes) -> None:
 
 
 if __name__ == "__main__":
-    setattr(Node, "_send", _send_two_stories)  # noqa: B010 - replacing a method is the misdeed
+    setattr(Node, "_ports", _ports_of_two_stories)  # noqa: B010 - replacing a method is the misdeed
     setattr(custody, "_record", lambda _core: None)  # noqa: B010 - it would end at the sight of itself
     sys.exit(main())

@@ -4,11 +4,11 @@ import sys
 
 from node import node, startup
 from node.cli.main import main
-from node.node import Node
+from node.replicas import Replicas
 
 if __name__ == "__main__":
     setattr(startup, "_safety_record", lambda _store, _epoch: None)  # noqa: B010 - forgetting is the misdeed
     setattr(node, "guard_record", lambda *_: None)  # noqa: B010
     setattr(node, "refuse_lost_record", lambda *_: None)  # noqa: B010
-    setattr(Node, "_listen_ms", lambda *_: 0)  # noqa: B010
+    setattr(Replicas, "listen_ms", lambda *_: 0)  # noqa: B010
     sys.exit(main())

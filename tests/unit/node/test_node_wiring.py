@@ -15,6 +15,7 @@ from node.backend import DaemonBackend
 from node.config import MempoolSection, load_config
 from node.devnet.layout import claim_home
 from node.devnet.network import create_network
+from node.dispatch import plausible
 from node.errors import TransactionDropped
 from node.home import Home
 from node.keeper import Keeper
@@ -53,7 +54,7 @@ from node.ledger.transaction import (
     sign_transaction,
 )
 from node.network.types import PeerEvent
-from node.node import Node, _plausible
+from node.node import Node
 from node.rpc.errors import Code, fault_of
 from node.storage.blobs import LOOSE_BYTES_MIN, LooseLimits
 from node.storage.errors import LooseQuotaExceeded
@@ -87,7 +88,7 @@ def signers(homes: list[Home]) -> list[bytes]:
 
 def offer(node: Node, *uncommitted: bytes) -> tuple[bytes, ...]:
     async def main() -> tuple[bytes, ...]:
-        return node._offer_payload(RequestPayload(1, bytes(32), uncommitted, False))
+        return node.batch_maker.offer(RequestPayload(1, bytes(32), uncommitted, False))
 
     return trio.run(main)
 
@@ -121,8 +122,8 @@ def test_a_batch_takes_as_many_transactions_as_fit_with_their_receipts(
     node: Node, signers: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Receipts may outweigh the transactions: a leader must still order what fits, not stand still."""
-    monkeypatch.setattr("node.node.BATCH_BYTES_MAX", 16 << 10)
-    monkeypatch.setattr("node.node.BATCH_OVERHEAD_BYTES", 1 << 10)
+    monkeypatch.setattr("node.batches.BATCH_BYTES_MAX", 16 << 10)
+    monkeypatch.setattr("node.batches.BATCH_OVERHEAD_BYTES", 1 << 10)
     rows = fill(node, 60, signers)
     assert sum(map(len, rows)) > 12 << 10
     (name,) = offer(node)
@@ -147,7 +148,7 @@ def test_a_clock_set_back_does_not_make_batches_that_are_skipped(
     used = 1 << 60
     key = b"s" + BATCHES + node.identity.account
     node._database.write({key: to_bytes(BatchWindow(5, (7, used)))}, sync=False)
-    monkeypatch.setattr("node.node.now_ms", lambda: 1_000)
+    monkeypatch.setattr("node.batches.now_ms", lambda: 1_000)
     (name,) = offer(node)
     assert decode_batch(node.store.batch(name) or b"").sequence == used + 1
 
@@ -164,21 +165,20 @@ def test_a_clock_set_back_does_not_make_batches_that_are_skipped(
     ],
 )
 def test_gossip_of_a_wrong_shape_is_stopped_where_it_enters(topic: str, data: bytes, passed_on: bool) -> None:
-    assert _plausible(topic, data) == passed_on
+    assert plausible(topic, data) == passed_on
 
 
 def test_many_changes_of_the_pool_at_once_are_told_to_consensus_together(
     node: Node, signers: list[bytes]
 ) -> None:
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            node._background = nursery
+        async with node.tasks.opened():
             for _ in range(50):
-                node._payload_changed()
+                node.pending.changed()
             assert not node.driver._own
             fill(node, 1, signers)
             await trio.sleep(0.05)
-            node._payload_changed()
+            node.pending.changed()
         told = [event for event in node.driver._own if isinstance(event, PayloadPending)]
         assert [event.pending for event in told] == [True, True]
 
@@ -195,7 +195,7 @@ def test_a_batch_that_a_validator_repeats_is_told_to_consensus_once(
     told: list[object] = []
     monkeypatch.setattr(node.driver, "tell", told.append)
     for _ in range(3):
-        node._take_batch(author.peer_id, encode_batch(batch))
+        node.batches.take(author.peer_id, encode_batch(batch))
     assert [type(event) for event in told] == [PayloadAvailable]
 
 
@@ -215,11 +215,11 @@ def test_an_opening_that_answers_another_open_call_is_not_forgotten_with_the_fir
     async def main() -> None:
         record(first, InferenceStatus.SETTLED)
         record(second, InferenceStatus.OPENING)
-        await node._forget_opening(first)
+        await node.prune_opening(first)
         assert node.blobs.has(name)
         node.keeper = Keeper(node.store, node.blobs, node.config.storage, set, list)
         record(second, InferenceStatus.SETTLED)
-        await node._forget_opening(second)
+        await node.prune_opening(second)
         assert not node.blobs.has(name)
 
     trio.run(main)
@@ -274,9 +274,9 @@ def test_blocks_that_follow_at_once_are_announced_together_and_the_last_of_them_
     Where only validators are connected, which hear of blocks through consensus, it is said still less often.
     """
     if followed:
-        node._on_peer(PeerEvent("a full node", True, False))
+        node.announcer.peer_changed(PeerEvent("a full node", True, False))
     for peer_id in node.directory.validator_of:
-        node._on_peer(PeerEvent(peer_id, True, True))
+        node.announcer.peer_changed(PeerEvent(peer_id, True, True))
     heights: list[int] = []
     published: list[bytes] = []
 
@@ -287,11 +287,10 @@ def test_blocks_that_follow_at_once_are_announced_together_and_the_last_of_them_
     monkeypatch.setattr(node.sync, "announcement", lambda: Announcement(heights[-1], b"b" * 32))
 
     async def body() -> None:
-        async with trio.open_nursery() as nursery:
-            node._background = nursery
+        async with node.tasks.opened():
             for height in range(1, 31):
                 heights.append(height)
-                node._announce_soon()
+                node.announcer.announce_soon()
                 await trio.sleep(0.03)
 
     trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))

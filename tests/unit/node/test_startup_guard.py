@@ -153,7 +153,7 @@ def test_only_a_key_that_cannot_have_signed_yet_starts_without_listening(home: H
             genesis = node.store.block_at(0)
             assert genesis is not None
             header = replace(genesis.header, timestamp_ms=now_ms() - chain_age_ms)
-            return node._listen_ms(replace(genesis, header=header))
+            return node.replicas.listen_ms(replace(genesis, header=header))
         finally:
             node.close()
 
