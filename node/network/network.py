@@ -470,8 +470,10 @@ class Network:
 
     async def _serve_direct(self, stream: Any) -> None:
         peer_id = str(stream.muxed_conn.peer_id)
+        # A validator of an epoch before ours, or after it, means well: a newcomer that is still behind would ban all of them.
+        points = 0 if peer_id in self._admitted else 10
         if peer_id not in self._mesh:
-            raise RemoteProtocolError("direct stream from a peer outside the mesh", points=10)
+            raise RemoteProtocolError("direct stream from a peer outside the mesh", points)
         previous = self._readers.get(peer_id)
         if previous is not None:
             previous.cancel()  # a peer has one stream to us; the newest counts

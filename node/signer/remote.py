@@ -61,7 +61,8 @@ log = structlog.get_logger(__name__)
 ANSWER_S_MAX = 0.5
 CONNECT_S_MAX = 2.0
 RETRY_S_MIN = 0.2
-RETRY_S_MAX = 10.0
+RETRY_S_MAX = 2.0
+"""A validator's vote may be all that a quorum lacks: progress resumes soon after its signer is back, however long that was away."""
 EPOCHS_AT_ONCE_MAX = 10_000
 """Hand-overs given to a signer in one connection: more than a chain of short epochs makes in weeks."""
 

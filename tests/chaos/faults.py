@@ -6,14 +6,19 @@ import resource
 import shutil
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from tests.chaos.fleet import DAEMON, Fleet, NotInTime, Seat
+from tests.chaos.fleet import Fleet, NotInTime, Seat
 from tests.chaos.links import Links, Pair
-from tests.chaos.schedule import Fault, Kind
+from tests.chaos.load import Load
+from tests.chaos.members import Members
+from tests.chaos.returns import Returns
+from tests.chaos.rpc import NodeSilent, ready
+from tests.chaos.schedule import SIGNERS, SNAPSHOTS, Fault, Kind
 
 MISDEEDS = "tests.integration.misdeeds"
 HOSTILE = (f"{MISDEEDS}.equivocating_daemon", f"{MISDEEDS}.withholding_daemon")
@@ -39,31 +44,50 @@ ADVICE = {
 """What a daemon that has to stop must say; one of them is enough but for the full disk, where all are needed."""
 
 
+SIGNER_GONE = "signer does not answer"
+"""What ``/ready`` says, among other words, of a validator that cannot vote for want of its signer."""
+
+NOTICED_S_MAX = 15.0
+READY_S_MAX = 30.0
+LOOK_S = 0.2
+
+
 @dataclass(slots=True)
 class Inflicted:
-    """A fault in force; `stopped_right` counts daemons that ended as they must, `survived` those that went on with the damage."""
+    """A fault in force; `stopped_right` counts daemons that ended as they must, `survived` those that went on with the damage.
+
+    `stake` is what a validator has when its stake has moved.
+    """
 
     fault: Fault
     complaints: list[str]
     stopped_right: int = 0
     survived: int = 0
+    stake: int = 0
 
 
 class Striker:
     """Inflicts faults on a fleet and heals them; which byte is cut is drawn from the seed too."""
 
-    def __init__(self, fleet: Fleet, links: Links, seed: int) -> None:
+    def __init__(self, fleet: Fleet, links: Links, load: Load, seed: int) -> None:
         self._fleet = fleet
         self._links = links
         self._random = random.Random(f"strikes {seed}")
+        self.members = Members(fleet, load)
+        self.returns = Returns(fleet, links, self._random)
+        self.signers_back = 0
+        """How often a daemon voted again after its signer was struck, without a start of its own."""
 
     async def inflict(self, fault: Fault) -> Inflicted:
         """Break it; returns once it is broken."""
         fleet, nodes = self._fleet, fault.nodes
         done = Inflicted(fault, [])
         match fault.kind:
-            case Kind.KILL | Kind.KILL_MANY | Kind.POWER_CUT:
+            case Kind.KILL | Kind.KILL_MANY:
                 await fleet.kill(*nodes)
+            case Kind.POWER_CUT:
+                await fleet.kill(*nodes)
+                self._signal_signers(nodes, signal.SIGKILL)
             case Kind.PAUSE:
                 for name in nodes:
                     fleet.signal(name, signal.SIGSTOP)
@@ -86,6 +110,28 @@ class Striker:
             case Kind.BYZANTINE:
                 fleet.seats[nodes[0]].hostile = True
                 await self._restart_as(nodes[0], self._random.choice(HOSTILE))
+            case Kind.JOIN:
+                await self.members.register(nodes[0])
+                fleet.start(nodes[0])
+                await fleet.kill(nodes[1])
+            case Kind.LEAVE:
+                await self.members.leave(nodes[0])
+                await fleet.kill(nodes[1])
+            case Kind.STAKE:
+                done.stake = await self.members.move_stake(nodes[0])
+                await fleet.kill(nodes[1])
+            case Kind.LOST_DISK:
+                await self.returns.lose_disk(nodes[0])
+            case Kind.RECEIVING:
+                await self.returns.lose_disk(nodes[0])
+                await self.returns.kill_receiving(nodes[0])
+            case Kind.SERVING:
+                await self.returns.lose_disk(nodes[0])
+                await self.returns.kill_serving(*nodes)
+            case Kind.SIGNER_KILL:
+                self._signal_signers(nodes, signal.SIGKILL)
+            case Kind.SIGNER_PAUSE:
+                self._signal_signers(nodes, signal.SIGSTOP)
         return done
 
     async def hold(self, fault: Fault) -> None:
@@ -96,12 +142,15 @@ class Striker:
             await trio.sleep(fault.lasting_ms / 2000)
         else:
             await trio.sleep(fault.lasting_ms / 1000)
+        if fault.kind in SIGNERS:
+            await self._until_ready_says(fault.nodes[0], SIGNER_GONE, True, NOTICED_S_MAX)
 
     async def heal(self, done: Inflicted) -> None:
         """Take the fault's cause away; processes that were ended are started, and recover by themselves from here on."""
         fleet, nodes = self._fleet, done.fault.nodes
         match done.fault.kind:
             case Kind.KILL | Kind.KILL_MANY | Kind.POWER_CUT | Kind.TORN_TAIL | Kind.DISK_FULL:
+                self._start_signers(nodes)
                 for name in nodes:
                     fleet.start(name)
             case Kind.PAUSE:
@@ -114,10 +163,64 @@ class Striker:
             case Kind.CLOCK:
                 await fleet.kill(nodes[0])
                 set_clock(fleet.seats[nodes[0]], 0)
-                fleet.seats[nodes[0]].module = DAEMON
+                fleet.seats[nodes[0]].module = fleet.seats[nodes[0]].usual
                 fleet.start(nodes[0])
             case Kind.BYZANTINE:
                 pass  # it stays: what has to recover are the others
+            case Kind.JOIN | Kind.LEAVE | Kind.STAKE:
+                fleet.start(nodes[1])
+            case Kind.LOST_DISK | Kind.RECEIVING:
+                self._links.heal()
+                self.returns.start(nodes[0])
+            case Kind.SERVING:
+                self._links.heal()
+                fleet.start(nodes[1])
+            case Kind.SIGNER_KILL:
+                self._start_signers(nodes)
+            case Kind.SIGNER_PAUSE:
+                self._signal_signers(nodes, signal.SIGCONT)
+
+    async def confirm(self, done: Inflicted) -> None:
+        """Wait for what must have come of it once everybody follows; raises `NotInTime`."""
+        first, kind = done.fault.nodes[0], done.fault.kind
+        match kind:
+            case Kind.JOIN | Kind.LEAVE:
+                await self.members.until_member(first, kind is Kind.JOIN)
+            case Kind.STAKE:
+                await self.members.until_stake(first, done.stake)
+            case Kind.SIGNER_KILL | Kind.SIGNER_PAUSE:
+                await self._until_ready_says(first, SIGNER_GONE, False, READY_S_MAX)
+                self.signers_back += 1
+            case _ if kind in SNAPSHOTS:
+                done.complaints += self.returns.complaints(first)
+
+    # --- signers ---
+
+    def _signal_signers(self, nodes: Iterable[str], number: signal.Signals) -> None:
+        for name in nodes:
+            if (signer := self._fleet.seats[name].signer) is not None:
+                signer.send(number)
+
+    def _start_signers(self, nodes: Iterable[str]) -> None:
+        """Start those that do not run."""
+        for name in nodes:
+            signer = self._fleet.seats[name].signer
+            if signer is not None and not signer.running:
+                signer.start()
+
+    async def _until_ready_says(self, name: str, text: str, present: bool, timeout_s: float) -> None:
+        """Wait until ``/ready`` of a node does, or does not, contain a text; raises `NotInTime`."""
+        said = ""
+        with trio.move_on_after(timeout_s):
+            while True:
+                with suppress(NodeSilent):
+                    said = await ready(self._fleet.url(name))
+                    if (text in said) is present:
+                        return
+                await trio.sleep(LOOK_S)
+        raise NotInTime(
+            f"/ready of {name} says{'' if present else ' no more'} {text!r}, but {said!r}", timeout_s
+        )
 
     # --- links ---
 

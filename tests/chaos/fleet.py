@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,13 @@ from typing import Any
 import trio
 
 from node.devnet.layout import claim_home
-from node.devnet.network import Network, NodePlan, create_network
+from node.devnet.network import CANDIDATE_PREFIX, PARAMS, Network, NodePlan, create_network
 from node.devnet.processes import Child, child_environment, last_lines, spawn
+from node.keys import load_seed, public_key
+from node.ledger.params import Params
+from node.storage.guard import SafetyGuard
 from tests.chaos.rpc import NodeSilent, call, follow
+from tests.chaos.signers import SignerSeat
 from tests.chaos.witness import Witness
 
 DAEMON = "node.cli.main"
@@ -40,12 +44,14 @@ class NotInTime(Exception):
 class Seat:
     """One node's place: its plan, the module that runs in it, further arguments, its process and how far it was followed.
 
-    `up` is set once its RPC answers; `stopped` while the process stands still by SIGSTOP. What a `hostile` one says counts for nothing.
+    `usual` is the module that runs there when nothing is wrong; `signer` holds its key, if anybody but the daemon does. `up` is set once its RPC answers; `stopped` while the process stands still by SIGSTOP. What a `hostile` one says counts for nothing.
     """
 
     plan: NodePlan
     module: str = DAEMON
+    usual: str = DAEMON
     arguments: tuple[str, ...] = ()
+    signer: SignerSeat | None = None
     child: Child | None = None
     after: str = "0"
     started: trio.Event = field(default_factory=trio.Event)
@@ -63,13 +69,39 @@ class Seat:
         """Whether its process lives."""
         return self.child is not None and self.child.popen.poll() is None
 
+    @property
+    def candidate(self) -> bool:
+        """Whether it has a seat in no epoch unless it joins."""
+        return self.plan.name.startswith(CANDIDATE_PREFIX)
+
+    def consensus_key(self) -> bytes:
+        """The validator id, wherever its key is; of a validator or a candidate."""
+        if self.signer is not None:
+            return bytes.fromhex(self.signer.public)
+        return public_key(load_seed(self.plan.home.consensus_key_path))
+
+    def last_commit_vote(self) -> tuple[int, int]:
+        """Epoch and round of the last commit vote that its key signed, wherever the key is; (0, 0) before the first."""
+        home = self.plan.home if self.signer is None else self.signer.place.home
+        try:
+            mark = SafetyGuard(home.safety_guard_path).mark
+        except FileNotFoundError:
+            return 0, 0  # a candidate that has not started
+        return mark.epoch, mark.rounds[4]
+
+    def said(self, since: int = 0) -> str:
+        """Its log from a byte on."""
+        with self.log.open("rb") as file:
+            file.seek(since)
+            return file.read().decode("utf-8", "replace")
+
 
 Listen = Callable[[str, dict[str, Any]], None]
 """Told of each transaction that a node executed: the node's name, the event's members."""
 
 
 class Fleet:
-    """All seats of a network, validators first, then the full node."""
+    """All seats of a network, validators first, then the full node, then candidates, which are not started."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -80,7 +112,7 @@ class Fleet:
 
     @property
     def validators(self) -> list[str]:
-        """Names of the validators."""
+        """Names of the genesis's validators."""
         return [name for name, seat in self.seats.items() if seat.plan.validator]
 
     @property
@@ -98,11 +130,16 @@ class Fleet:
 
     # --- processes ---
 
-    def start(self, name: str, wrapper: Sequence[str] = ()) -> None:
-        """Start a node's daemon, under the command `wrapper` if there is one. Main thread only."""
+    def start(
+        self, name: str, wrapper: Sequence[str] = (), settings: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a node's daemon, under the command `wrapper` if there is one, with `settings` for this start. Main thread only."""
         seat = self.seats[name]
         home = str(seat.plan.home.root)
         command = [*wrapper, sys.executable, "-m", seat.module, "start", "--home", home, *seat.arguments]
+        own = {} if seat.signer is None else seat.signer.settings
+        for key, value in {**own, **(settings or {})}.items():
+            command += ["--set", f"{key}={value}"]
         seat.child = spawn(name, command, seat.log, child_environment())
         seat.up = trio.Event()
         seat.started.set()
@@ -200,24 +237,35 @@ class Fleet:
 
 @asynccontextmanager
 async def running_fleet(
-    root: Path, validators: int, accounts: Sequence[str], prepare: Callable[[Fleet, trio.Nursery], None]
+    root: Path,
+    validators: int,
+    accounts: Sequence[str],
+    prepare: Callable[[Fleet, trio.Nursery], None],
+    *,
+    candidates: int = 0,
+    params: Params = PARAMS,
 ) -> AsyncIterator[Fleet]:
-    """A devnet whose nodes have all executed a block. Kills all at the end.
+    """A devnet whose nodes, but for its candidates, have all executed a block. Kills all at the end.
 
     `prepare` may change seats before they start, and start tasks that run as long as the fleet.
     """
     with claim_home(root) as layout:
-        fleet = Fleet(create_network(layout, validators, accounts))
+        fleet = Fleet(create_network(layout, validators, accounts, candidates=candidates, params=params))
+        first = [name for name, seat in fleet.seats.items() if not seat.candidate]
         async with trio.open_nursery() as nursery:
             prepare(fleet, nursery)
             try:
+                for seat in fleet.seats.values():
+                    if seat.signer is not None:
+                        seat.signer.start()
                 for name in fleet.seats:
-                    fleet.start(name)
                     nursery.start_soon(fleet.watch, name)
-                for name in fleet.seats:
+                for name in first:
+                    fleet.start(name)
+                for name in first:
                     await fleet.up(name)
                 await fleet.until(
-                    "a block everywhere", lambda: len(fleet.witness.heights) == len(fleet.seats), START_S_MAX
+                    "a block everywhere", lambda: set(first) <= fleet.witness.heights.keys(), START_S_MAX
                 )
                 yield fleet
             finally:
@@ -226,3 +274,5 @@ async def running_fleet(
                     if seat.child is not None:
                         seat.child.popen.kill()
                         seat.child.popen.wait()
+                    if seat.signer is not None:
+                        seat.signer.close()

@@ -1,7 +1,8 @@
 """A TCP relay for each ordered pair of nodes, on loopback: where a dialler believes its peer to listen.
 
 Cutting works on bytes that run from one node to another, whoever dialled. *Silence* holds them back, as a dropped packet would:
-connections stay, nothing arrives, and what was held arrives at the end. *Reset* ends connections and refuses new ones.
+connections stay, nothing arrives, and what was held arrives at the end. *Reset* ends connections and refuses new ones. *Slow*
+ways take a while for each piece.
 """
 
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ class Links:
     targets: dict[str, int]
     _silent: set[Pair] = field(default_factory=set)
     _severed: set[Pair] = field(default_factory=set)
+    _slow_s: dict[Pair, float] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
     _connections: dict[trio.CancelScope, Pair] = field(default_factory=dict)
 
@@ -47,10 +49,15 @@ class Links:
             if pair in self._severed:
                 scope.cancel()
 
+    def slow(self, pairs: Iterable[Pair], delay_s: float) -> None:
+        """Let what runs from each first to each second node wait for so long, and what follows it meanwhile go with it."""
+        self._slow_s.update(dict.fromkeys(pairs, delay_s))
+
     def heal(self) -> None:
         """Let everything pass."""
         self._silent.clear()
         self._severed.clear()
+        self._slow_s.clear()
         self._changed.set()
         self._changed = trio.Event()
 
@@ -85,6 +92,8 @@ class Links:
         try:
             while data := await source.receive_some(PIECE_BYTES):
                 await self._opened(way)
+                if way in self._slow_s:
+                    await trio.sleep(self._slow_s[way])
                 await sink.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass

@@ -6,12 +6,13 @@ Every transfer moves one unit to one receiver, so the receiver's balance counts 
 import os
 import random
 from collections import deque
+from collections.abc import Sequence
 
 import trio
 
 from consensus.crypto import public_key
 from node.devnet.network import Account
-from node.ledger.bodies import Transfer
+from node.ledger.bodies import Body, Transfer
 from node.ledger.transaction import encode_transaction, sign_transaction, transaction_hash
 from tests.chaos.fleet import Fleet
 from tests.chaos.rpc import NodeSilent, Refused, call, call_batch
@@ -24,10 +25,14 @@ PATIENCE_S = 4.0
 """After so long without an answer from the chain a sender asks another node which nonce is next."""
 
 LATENCIES_MAX = 100_000
+INSIST_S = 1.0
+INSIST_AT_ONCE_S = 0.1
 
 
 class Load:
     """Senders that share one random source; `accepted` counts what nodes took, `latencies_s` what was executed meanwhile.
+
+    `payments` are the hashes of all transfers to the receiver, sent or not.
 
     A latency runs from the call's begin to the first event of another node than the one that was called.
     """
@@ -37,6 +42,7 @@ class Load:
         self.accepted = 0
         self.refused = 0
         self.silent = 0
+        self.payments: set[str] = set()
         self.latencies_s: deque[float] = deque(maxlen=LATENCIES_MAX)
         self._fleet = fleet
         self._random = random.Random(seed)
@@ -49,17 +55,22 @@ class Load:
             del self._sent[str(members["tx_hash"])]
             self.latencies_s.append(trio.current_time() - sent[2])
 
-    def raw(self, account: Account, nonce: int) -> tuple[str, str]:
-        """A signed transfer: (hash in hex, canonical bytes in hex)."""
+    def raw(
+        self, account: Account, nonce: int, body: Body | None = None, fee: int = FEE_UNITS
+    ) -> tuple[str, str]:
+        """A signed transaction, a transfer of one unit to the receiver unless told otherwise: (hash, canonical bytes), in hex."""
         transaction = sign_transaction(
             account.seed,
             chain_id=self._fleet.network.chain_id,
             nonce=nonce,
-            fee=FEE_UNITS,
+            fee=fee,
             valid_until=self._fleet.height() + VALID_HEIGHTS,
-            body=Transfer(self.receiver, 1),
+            body=body or Transfer(self.receiver, 1),
         )
-        return transaction_hash(transaction).hex(), encode_transaction(transaction).hex()
+        tx_hash = transaction_hash(transaction).hex()
+        if body is None:
+            self.payments.add(tx_hash)
+        return tx_hash, encode_transaction(transaction).hex()
 
     async def send(self, account: Account, transfers_per_second: float, batch: int) -> None:
         """Send `batch` transfers in each call, at a rate, from one account for ever."""
@@ -94,6 +105,34 @@ class Load:
                 raise answer
             self.accepted += 1
         return nonce + batch
+
+    async def insist(
+        self,
+        account: Account,
+        names: Sequence[str],
+        hashes: set[str],
+        body: Body | None = None,
+        fee: int = FEE_UNITS,
+    ) -> None:
+        """The same transaction to one node after the other, once more each second, for ever: a node may have lost what it was told.
+
+        Its hash is put into `hashes` before it is sent.
+        """
+        raw, position = "", 0
+        while True:
+            entry = names[position % len(names)]
+            position += 1
+            try:
+                if not raw:
+                    nonce = await next_nonce(self._fleet, entry, account)
+                    tx_hash, raw = self.raw(account, nonce, body, fee)
+                    hashes.add(tx_hash)
+                await call_batch(self._fleet.url(entry), [("tx_submit", {"tx": raw})])
+            except (NodeSilent, Refused):
+                continue_s = INSIST_AT_ONCE_S
+            else:
+                continue_s = INSIST_S
+            await trio.sleep(continue_s)
 
     def _waits_too_long(self, account: Account) -> bool:
         oldest = min(

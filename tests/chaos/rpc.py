@@ -63,6 +63,13 @@ def _result(answer: dict[str, Any]) -> Any:
     return Refused(int(error["code"]), str(error["message"])) if error else answer["result"]
 
 
+async def ready(url: str, timeout_s: float = CALL_TIMEOUT_S) -> str:
+    """What ``GET /ready`` says, in its words; raises `NodeSilent`."""
+    with trio.move_on_after(timeout_s):
+        return (await _exchange(url, "GET", "/ready", b"")).decode("utf-8", "replace")
+    raise NodeSilent(f"{url} said nothing for {timeout_s:g} s")
+
+
 async def follow(url: str, after: str | None, take: Take) -> None:
     """Give every event after `after` to `take` until the connection ends; raises `NodeSilent` where there is none."""
     target = "/events" if after is None else f"/events?after={after}"

@@ -34,7 +34,7 @@ def test_what_is_started_while_the_daemon_ends_is_dropped_and_the_reason_of_its_
             with trio.CancelScope(shield=True):
                 for _ in range(STEPS_AFTER_THE_END):
                     await trio.lowlevel.checkpoint()
-            taken.append(node._start(trio.sleep_forever))
+            taken.append(node.tasks.start(trio.sleep_forever))
 
     monkeypatch.setattr(node.sync, "run", fail)
     monkeypatch.setattr(node.intake, "run_inbox", answer_a_last_call)

@@ -91,6 +91,19 @@ def test_a_connection_that_is_made_in_silence_is_made_and_hears_nothing() -> Non
     with_relay(body)
 
 
+def test_a_slow_way_delays_what_passes_and_loses_nothing() -> None:
+    async def body(links: Links, stream: trio.SocketStream) -> None:
+        links.slow([("a", "b")], 5 * QUIET_S)
+        await stream.send_all(b"late")
+        await stays_silent(stream)
+        await arrives(stream, b"late")
+        links.heal()
+        await stream.send_all(b"at once")
+        await arrives(stream, b"at once")
+
+    with_relay(body)
+
+
 def test_a_severed_link_ends_its_connections_and_refuses_new_ones_whoever_dials() -> None:
     async def body(links: Links, stream: trio.SocketStream) -> None:
         await stream.send_all(b"there")

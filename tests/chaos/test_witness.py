@@ -1,6 +1,6 @@
 """The witness sees each kind of contradiction, whoever causes it and however late, and no other; so do the readers of logs."""
 
-from tests.chaos.trial import suspicious
+from tests.chaos.trial import penalties, suspicious
 from tests.chaos.witness import Witness
 
 NODES = ("a", "b", "c")
@@ -61,6 +61,22 @@ def test_what_any_node_called_executed_is_missed_on_every_disk_that_lacks_it() -
     assert "1 acknowledged transactions are not on b's disk; the first, tx2" in witness.violations[0]
 
 
+def test_what_a_disk_forgot_as_it_was_told_to_is_not_missed_there_and_all_else_is() -> None:
+    witness = told()
+    witness.final("a pruned disk", {"tx3": 3}, kept_from=3)
+    assert witness.violations == []
+    witness.final("a pruned disk", {"tx3": 3}, kept_from=2)
+    assert len(witness.violations) == 1
+
+
+def test_what_comes_after_a_disks_last_block_is_not_missed_there_and_what_its_node_told_of_is() -> None:
+    witness = told()
+    witness.final("an early disk", {"tx1": 1, "tx2": 2}, kept_to=2)
+    assert witness.violations == []
+    witness.final("an early disk", {"tx1": 1, "tx2": 2}, kept_to=witness.heights["c"])
+    assert len(witness.violations) == 1
+
+
 def test_a_transaction_at_another_height_on_a_disk_is_lost_there() -> None:
     witness = told()
     witness.final("b's disk", {"tx1": 1, "tx2": 3, "tx3": 3})
@@ -78,3 +94,13 @@ def test_a_log_may_accuse_the_hostile_but_nobody_honest_and_holds_no_traceback_a
         "2026-11-21T10:00:02Z [error  ] diverged    height=4 committed=True",
     ]
     assert suspicious([*fine, *bad], ["aa", "bb"]) == bad
+
+
+def test_no_log_may_say_that_an_honest_peer_was_banned_and_what_is_held_against_one_is_counted() -> None:
+    lines = [
+        "2026-11-21T10:00:00Z [info     ] peer penalised  banned=False peer_id=honest points=10 reason='x'",
+        "2026-11-21T10:00:01Z [info     ] peer penalised  banned=True peer_id=hostile points=100 reason='x'",
+        "2026-11-21T10:00:02Z [info     ] peer penalised  banned=True peer_id=honest points=10 reason='x'",
+    ]
+    assert suspicious(lines, [], ["honest"]) == lines[2:]
+    assert penalties(lines, ["honest"]) == 2

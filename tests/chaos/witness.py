@@ -65,9 +65,19 @@ class Witness:
                 f"{status} at height {height} on {node}"
             )
 
-    def final(self, node: str, placed: dict[str, int]) -> None:
-        """All that a node has at the end, heights by transaction hash: what anybody called executed must be there."""
-        lost = [tx_hash for tx_hash, place in self.executed.items() if placed.get(tx_hash) != place.height]
+    def final(
+        self, node: str, placed: dict[str, int], kept_from: int = 1, kept_to: int | None = None
+    ) -> None:
+        """All that a node has at the end, heights by transaction hash: what anybody called executed must be there.
+
+        Of blocks below `kept_from` it keeps nothing, as it was told to; it has not come further than `kept_to`.
+        """
+        due = {
+            tx_hash: place
+            for tx_hash, place in self.executed.items()
+            if place.height >= kept_from and (kept_to is None or place.height <= kept_to)
+        }
+        lost = [tx_hash for tx_hash, place in due.items() if placed.get(tx_hash) != place.height]
         if lost:
             first = self.executed[lost[0]]
             self._violated(
