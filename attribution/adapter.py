@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,12 +36,13 @@ class LoraModule:
 class Adapter:
     """An adapter's modules in model order (layers, then q, k, v, o, gate, up, down), all of one rank.
 
-    Raises BadAdapter for shapes or values that cannot be an adapter. Whether it fits a base is `check_fits`' matter.
+    `rslora` scales by alpha / sqrt(rank) (Kalajdzievski 2023) instead of alpha / rank. Raises BadAdapter for shapes or values that cannot be an adapter. Whether it fits a base is `check_fits`' matter.
     """
 
     rank: int
     alpha: int
     modules: tuple[LoraModule, ...]
+    rslora: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= 256 or not 1 <= self.alpha <= 4096:
@@ -60,8 +62,11 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """S = alpha / rank, which multiplies u = A x as a binary32 number."""
-        return self.alpha / self.rank
+        """S = alpha / rank, which multiplies u = A x as a binary32 number; with `rslora`, alpha / sqrt(rank).
+
+        Root and quotient are binary64, each correctly rounded.
+        """
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def tensors(self) -> dict[str, Tensor]:
         """PEFT names to tensors."""
@@ -74,12 +79,13 @@ class Adapter:
     @cached_property
     def hash(self) -> bytes:
         """32 bytes: digest over rank, alpha and the sorted (name, dtype, shape, bytes)."""
-        return tensors_digest("adapter", f"{self.rank} {self.alpha}".encode(), self.tensors())
+        header = f"{self.rank} {self.alpha}{' rslora' if self.rslora else ''}"
+        return tensors_digest("adapter", header.encode(), self.tensors())
 
     def to(self, device: str | torch.device) -> Adapter:
         """The same adapter on another device."""
         moved = tuple(LoraModule(m.name, m.a.to(device), m.b.to(device)) for m in self.modules)
-        return Adapter(self.rank, self.alpha, moved)
+        return Adapter(self.rank, self.alpha, moved, self.rslora)
 
 
 def check_fits(adapter: Adapter, base: Base) -> None:
@@ -133,9 +139,10 @@ def group_spans(base: Base, layer: int, group: tuple[str, ...], names: set[str])
 def adapter_to_bytes(adapter: Adapter) -> bytes:
     """The adapter as one safetensors file: sorted names, no padding but the header's to 8 bytes; one form only."""
     tensors = dict(sorted(adapter.tensors().items()))
-    header: dict[str, object] = {
-        "__metadata__": {"alpha": str(adapter.alpha), "format": "pt", "rank": str(adapter.rank)}
-    }
+    metadata = {"alpha": str(adapter.alpha), "format": "pt", "rank": str(adapter.rank)}
+    if adapter.rslora:
+        metadata["use_rslora"] = "true"
+    header: dict[str, object] = {"__metadata__": metadata}
     offset, chunks = 0, []
     for name, x in tensors.items():
         data = tensor_bytes(x)
@@ -177,7 +184,7 @@ def adapter_from_bytes(
         if set(pair) != {"A", "B"}:
             raise BadAdapter(f"{module} lacks a factor")
         modules.append(LoraModule(module, pair["A"], pair["B"]))
-    adapter = Adapter(rank, alpha, tuple(modules))
+    adapter = Adapter(rank, alpha, tuple(modules), "use_rslora" in metadata)
     if adapter_to_bytes(adapter) != data:
         raise BadAdapter("the bytes are not in canonical form")
     return adapter.to(device)

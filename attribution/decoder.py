@@ -64,6 +64,7 @@ class LayerTape:
     norms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     linears: list[LinearTape] = field(default_factory=list)
     attention: list[Saved | None] = field(default_factory=list)
+    head_norms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     den: Tensor | None = None
     gate: Tensor | None = None
     up: Tensor | None = None
@@ -147,11 +148,23 @@ def project(
     wide = linear(layer.groups[0], loras[0], y, tape)
     out = wide.view(-1, c.num_attention_heads + 2 * c.num_key_value_heads, c.head_dim)
     turned = out[:, : c.num_attention_heads + c.num_key_value_heads]
+    if layer.head_norms is not None:
+        for weight, part in zip(layer.head_norms, _queries_and_keys(base, out), strict=True):
+            normed, saved = rms_norm(part.contiguous(), weight, base.eps)
+            part.copy_(normed)
+            if tape is not None:
+                tape.head_norms.append(saved)
     turned.copy_(rotate(turned, cos, sin))
     out[:, : c.num_attention_heads].mul_(score_scale(base))
     if tape is not None:
         tape.norms.append(norm)
     return out
+
+
+def _queries_and_keys(base: Base, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts (rows, H, width) and (rows, Hk, width) of x (rows, H + 2 Hk, width), as views."""
+    heads, kv = base.config.num_attention_heads, base.config.num_key_value_heads
+    return x[:, :heads], x[:, heads : heads + kv]
 
 
 def score_scale(base: Base) -> float:
@@ -256,6 +269,10 @@ def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit
         dy = _attention_backward(do, tape, record, heads, kv)
         dy[:, :heads].mul_(score_scale(base))
         dy[:, : heads + kv] = rotate(dy[:, : heads + kv], tape.cos, -tape.sin)
+        if layer.head_norms is not None:
+            parts = _queries_and_keys(base, dy)
+            for weight, part, kept in zip(layer.head_norms, parts, record.head_norms, strict=True):
+                part.copy_(rms_norm_backward(part.contiguous(), weight, kept))
         dy = linear_backward(base, i, 0, bound, record.linears[0], dy.view(dx.shape[0], -1), visit)
         if i > 0:
             dx = dx + rms_norm_backward(dy, layer.norms[0], record.norms[0])

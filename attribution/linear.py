@@ -1,4 +1,4 @@
-"""Linear layers in exact arithmetic: frozen 7-bit weights, and low-rank adapters beside them.
+"""Linear layers in exact arithmetic: frozen 7-bit (or 14-bit) weights, and low-rank adapters beside them.
 
 Layers that read the same input (query, key and value; gate and up) form one group, so that the input is
 quantised once and each product is one call. docs/exact-arithmetic.md, "Linear layers", is the specification: every
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribution.exact.backends import family_for
+from attribution.exact.backends import BACKENDS, chosen_backend, family_for
 from attribution.exact.bits import pow2
-from attribution.exact.products import int8_mm, limbs
+from attribution.exact.products import int8_mm, limbs, product_fp32, product_int8
 from attribution.exact.quantisation import Block, to_grid, value64
 
 # A binary32 sum of products of a 14-bit integer by weights is exact while 2^13 * (sum of |weights|) <= 2^24.
@@ -40,12 +40,16 @@ def _parts(q: Tensor) -> list[tuple[int, int]]:
 class Frozen:
     """Frozen weights W = q * 2^e of one group: q int8 (N, K), |q| <= 64; e int32 (N), -37 <= e <= 8.
 
+    Weights of 14 bits are int16, |q| <= 8192. `bias`, float32 (N), is for `group_forward` to add.
+
     `forward` gives x W^T from x quantised along K. `backward` gives (dy * 2^e) q from dy * 2^e quantised
     along N. Both round the exact sum once. The operands of each way of multiplying are made on first use.
     """
 
-    def __init__(self, q: Tensor, e: Tensor) -> None:
+    def __init__(self, q: Tensor, e: Tensor, bias: Tensor | None = None) -> None:
         self.q = q
+        self.bias = bias
+        self.wide = q.dtype == torch.int16
         self.e = e
         self.scale = pow2(e)
         self.unscale = pow2(-e)
@@ -54,6 +58,9 @@ class Frozen:
     def forward(self, x: Block, out: Tensor | None = None) -> Tensor:
         """float32 (M, N) for x (M, K), in `out` if given."""
         y = torch.empty(x.q.shape[0], self.q.shape[0], device=x.q.device) if out is None else out
+        if self.wide:
+            s = _wide_sum(x.q, self._operands("wide")[0][2].t())
+            return y.copy_(s.mul_(x.scale64).mul_(self.scale.double()))
         family = family_for(x.q.device)
         if family == "fp32":
             return _sum_parts(x.value, self._operands("fp32 forward"), y)
@@ -66,6 +73,8 @@ class Frozen:
     def backward(self, dy: Block, out: Tensor | None = None) -> Tensor:
         """float32 (M, K) for dy (M, N), already scaled by the rows' powers of two, in `out` if given."""
         dx = torch.empty(dy.q.shape[0], self.q.shape[1], device=dy.q.device) if out is None else out
+        if self.wide:
+            return dx.copy_(_wide_sum(dy.q, self._operands("wide")[0][2]).mul_(dy.scale64))
         family = family_for(dy.q.device)
         if family == "fp32":
             return _sum_parts(dy.value, self._operands("fp32 backward"), dx)
@@ -76,6 +85,11 @@ class Frozen:
         return dx.copy_(_int8_sum(dy.q, weights).mul_(dy.scale64))
 
     def _operands(self, kind: str) -> list[tuple[int, int, Tensor]]:
+        if kind == "wide":
+            # One copy serves both directions; binary64 products take it as it is.
+            dtype = torch.float64 if _wide_family(self.q.device) == "fp64" else torch.float32
+            if kind not in self._cache or self._cache[kind][0][2].dtype != dtype:
+                self._cache[kind] = [(0, self.q.shape[0], self.q.to(dtype))]
         if kind not in self._cache:
             if kind == "int8 backward":
                 return self._cache.setdefault(kind, [(0, self.q.shape[0], self.q.t().contiguous())])
@@ -118,6 +132,20 @@ def _int8_sum(q: Tensor, weights: Tensor) -> Tensor:
     m = q.shape[0]
     r = int8_mm(torch.cat(limbs(q), 0).to(torch.int8), weights).double()
     return r[:m].mul_(128.0).add_(r[m:])
+
+
+def _wide_family(device: torch.device) -> str:
+    """How products of 14 by 14 bits are computed: binary64 where 7-bit weights would by default take binary32."""
+    family = family_for(device)
+    return "fp64" if family == "fp32" and chosen_backend() is None and "fp64" in BACKENDS else family
+
+
+def _wide_sum(q: Tensor, weights: Tensor) -> Tensor:
+    """Exact integer sums as float64 (M, N) of q (M, K), 14-bit float32 integers, and weights (K, N) likewise."""
+    family = _wide_family(q.device)
+    if family == "fp64":
+        return torch.mm(q.double(), weights)
+    return product_fp32(q, weights) if family == "fp32" else product_int8(q, weights)
 
 
 class Lora:
@@ -185,6 +213,8 @@ def group_forward(frozen: Frozen, lora: Lora | None, x: Block) -> tuple[Tensor, 
         u, h, rows = lora.down(x)
     for i, j in row_spans(*y.shape):
         frozen.forward(Block(x.q[i:j], x.scale[i:j]), y[i:j])
+        if frozen.bias is not None:
+            y[i:j].add_(frozen.bias)
         if lora is not None and rows is not None:
             lora.up(rows[:, :, i:j], y[i:j])
     return y, u, h

@@ -1,11 +1,13 @@
-"""The base model: a Llama-architecture decoder whose frozen weights ARE 7-bit integers with row exponents.
+"""The base model: a Llama-architecture decoder whose frozen weights ARE 7-bit (or 14-bit) integers with row exponents.
 
 Shapes: `<name>.q` int8 (out, in), |q| <= 64; `<name>.e` int16 (out,), -37 <= e <= 8; norms float32 (hidden,).
-W = q * 2^e. docs/exact-arithmetic.md, "The model", is the specification.
+W = q * 2^e. docs/exact-arithmetic.md, "The model", is the specification. With 14 bits q is int16, |q| <= 8192 and
+e <= 1; a base may also have biases, norms of query and key heads, and stretched rotary frequencies: docs/models.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.config import PROJECTIONS as PROJECTIONS
 from attribution.config import ModelConfig as ModelConfig
+from attribution.config import RopeScaling
 from attribution.errors import BadModel, NotRepresentable
 from attribution.exact.bits import exponent_of, pow2, row_power
 from attribution.exact.elementary import cos_sin, divide_, exp64, log
 from attribution.linear import WEIGHT_E_MAX, WEIGHT_E_MIN, Frozen
 from attribution.tensor_hash import tensors_digest
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("q_proj", "k_proj", "v_proj"),
     ("o_proj",),
@@ -29,6 +32,9 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("down_proj",),
 )
 WEIGHT_BITS = 7
+VECTOR_MAX = 2.0**20
+_POSITIONS_AT_ONCE = 4096
+_TWO_PI = 2.0 * math.pi
 
 
 def module_name(layer: int, projection: str) -> str:
@@ -73,23 +79,41 @@ def norm_names(config: ModelConfig) -> list[str]:
     return names
 
 
+def vector_shapes(config: ModelConfig) -> dict[str, int]:
+    """Names and lengths of all float32 vectors: norms, and biases and norms of heads where the model has them."""
+    shapes = dict.fromkeys(norm_names(config), config.hidden_size)
+    for layer in range(config.num_hidden_layers):
+        for projection in config.biases:
+            shapes[f"{module_name(layer, projection)}.bias"] = projection_shape(config, projection)[0]
+        if config.qk_norm:
+            shapes.update(dict.fromkeys(head_norm_names(layer), config.head_dim))
+    return shapes
+
+
+def head_norm_names(layer: int) -> tuple[str, str]:
+    """Names of the norm weights of a layer's query heads and key heads, each float32 (head_dim,)."""
+    part = f"model.layers.{layer}.self_attn"
+    return f"{part}.q_norm.weight", f"{part}.k_norm.weight"
+
+
 def tensor_specs(config: ModelConfig) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Dtype and shape of every tensor of a base."""
     specs: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, shape in weight_shapes(config).items():
-        specs[f"{name}.q"] = (torch.int8, shape)
+        specs[f"{name}.q"] = (torch.int8 if config.weight_bits == WEIGHT_BITS else torch.int16, shape)
         specs[f"{name}.e"] = (torch.int16, shape[:1])
-    for name in norm_names(config):
-        specs[name] = (torch.float32, (config.hidden_size,))
+    for name, length in vector_shapes(config).items():
+        specs[name] = (torch.float32, (length,))
     return specs
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer's operands: frozen groups in the order of GROUPS, and the two norms."""
+    """One decoder layer's operands: frozen groups in the order of GROUPS, the two norms, and those of the heads."""
 
     groups: tuple[Frozen, ...]
     norms: tuple[Tensor, Tensor]
+    head_norms: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +129,7 @@ class Base:
             odd = sorted(set(specs) ^ set(self.tensors))
             raise BadModel(f"missing or unexpected tensors: {', '.join(odd[:4])}")
         for name, (dtype, shape) in specs.items():
-            _check_tensor(name, self.tensors[name], dtype, shape)
+            _check_tensor(name, self.tensors[name], dtype, shape, self.config.weight_bits)
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +160,9 @@ class Base:
             groups = tuple(self._frozen([module_name(i, p) for p in group]) for group in GROUPS)
             first = self.tensors[f"model.layers.{i}.input_layernorm.weight"]
             second = self.tensors[f"model.layers.{i}.post_attention_layernorm.weight"]
-            out.append(Layer(groups, (first, second)))
+            names = head_norm_names(i)
+            heads = (self.tensors[names[0]], self.tensors[names[1]]) if self.config.qk_norm else None
+            out.append(Layer(groups, (first, second), heads))
         return tuple(out)
 
     @cached_property
@@ -152,7 +178,11 @@ class Base:
     def _frozen(self, names: list[str]) -> Frozen:
         q = torch.cat([self.tensors[f"{n}.q"] for n in names])
         e = torch.cat([self.tensors[f"{n}.e"] for n in names]).to(torch.int32)
-        return Frozen(q, e)
+        if not any(f"{n}.bias" in self.tensors for n in names):
+            return Frozen(q, e)
+        rows = {n: self.tensors[f"{n}.e"].shape for n in names}
+        biases = [self.tensors.get(f"{n}.bias", torch.zeros(rows[n], device=q.device)) for n in names]
+        return Frozen(q, e, torch.cat(biases))
 
     def to(self, device: str | torch.device) -> Base:
         """The same base on another device."""
@@ -165,20 +195,47 @@ def rope_tables(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tens
     i = torch.arange(half, dtype=torch.float64, device=device)
     theta = torch.tensor(float(config.rope_theta), dtype=torch.float64, device=device)
     frequency = exp64(log(theta) * divide_(i * -2.0, float(config.head_dim)))
+    if config.rope_scaling is not None:
+        frequency = scaled_frequencies(frequency, config.rope_scaling)
     position = torch.arange(config.max_position_embeddings, dtype=torch.float64, device=device)
-    cos, sin = cos_sin(position[:, None] * frequency)
-    return cos.float()[:, None, :], sin.float()[:, None, :]
+    cos = torch.empty(config.max_position_embeddings, 1, half, device=device)
+    sin = torch.empty_like(cos)
+    # A few at a time: the functions' temporaries would be a dozen tables in binary64.
+    for start in range(0, config.max_position_embeddings, _POSITIONS_AT_ONCE):
+        rows = slice(start, start + _POSITIONS_AT_ONCE)
+        c, s = cos_sin(position[rows, None] * frequency)
+        cos[rows, 0], sin[rows, 0] = c.float(), s.float()
+    return cos, sin
 
 
-def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_frequencies(frequency: Tensor, scaling: RopeScaling) -> Tensor:
+    """Rotary frequencies (binary64) stretched as Llama 3.1 does, or linearly; docs/models.md gives the operations."""
+    slow = divide_(frequency.clone(), float(scaling.factor))
+    if scaling.rope_type == "linear":
+        return slow
+    low, high = float(scaling.low_freq_factor), float(scaling.high_freq_factor)
+    turns = divide_(frequency * float(scaling.original_max_position_embeddings), _TWO_PI)
+    smooth = divide_(turns - low, high - low)
+    between = (1.0 - smooth) * slow + smooth * frequency
+    return torch.where(turns < low, slow, torch.where(turns > high, frequency, between))
+
+
+def quantise_weight(w: Tensor, bits: int = WEIGHT_BITS) -> tuple[Tensor, Tensor]:
     """(q int8, e int16) of a float32 matrix, one exponent per row: smallest e in [-37, 8] with max|w| < 2^(e+6).
 
-    Raises NotRepresentable for a magnitude of 2^14 or more, an infinity or a NaN.
+    With 14 bits q is int16 and e the smallest in [-37, 1] with max|w| < 2^(e+13). Raises NotRepresentable for a
+    magnitude of 2^14 or more, an infinity or a NaN.
     """
-    e = exponent_of(row_power(w)).sub_(WEIGHT_BITS - 2).clamp_(min=WEIGHT_E_MIN)
-    if e.numel() and int(e.max()) > WEIGHT_E_MAX:
+    e = exponent_of(row_power(w)).sub_(bits - 2).clamp_(min=WEIGHT_E_MIN)
+    if e.numel() and int(e.max()) > exponent_max(bits):
         raise NotRepresentable("a weight has a magnitude of 2^14 or more")
-    return torch.mul(w, pow2(-e)).round_().to(torch.int8), e[:, 0].to(torch.int16)
+    dtype = torch.int8 if bits == WEIGHT_BITS else torch.int16
+    return torch.mul(w, pow2(-e)).round_().to(dtype), e[:, 0].to(torch.int16)
+
+
+def exponent_max(bits: int) -> int:
+    """Largest exponent of a row: weights stay below 2^14 whatever their bits."""
+    return WEIGHT_E_MAX + WEIGHT_BITS - bits
 
 
 def quantise_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Base:
@@ -205,14 +262,17 @@ def quantise_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, A
     return Base(model, tensors)
 
 
-def _check_tensor(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def _check_tensor(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], bits: int) -> None:
     if x.dtype != dtype or tuple(x.shape) != shape:
         raise BadModel(f"{name} is {x.dtype} {tuple(x.shape)}, not {dtype} {shape}")
-    if dtype == torch.int8 and int(x.to(torch.int16).abs().max()) > 64:
-        raise BadModel(f"{name} holds integers beyond 64")
-    if dtype == torch.int16 and (int(x.min()) < WEIGHT_E_MIN or int(x.max()) > WEIGHT_E_MAX):
-        raise BadModel(f"{name} holds exponents outside [{WEIGHT_E_MIN}, {WEIGHT_E_MAX}]")
-    if dtype == torch.float32:
+    if name.endswith(".q"):
+        limit = 1 << (bits - 1)
+        if int(x.min()) < -limit or int(x.max()) > limit:
+            raise BadModel(f"{name} holds integers beyond {limit}")
+    elif name.endswith(".e"):
+        if int(x.min()) < WEIGHT_E_MIN or int(x.max()) > exponent_max(bits):
+            raise BadModel(f"{name} holds exponents outside [{WEIGHT_E_MIN}, {exponent_max(bits)}]")
+    else:
         magnitude = x.abs().max()
-        if not bool(magnitude < 2.0**20):
+        if not bool(magnitude < VECTOR_MAX):
             raise BadModel(f"{name} holds a value that is not finite or too large")

@@ -48,6 +48,8 @@ COMMANDS: dict[str, Command] = {
     "query": Command("node.cli.query:configure_query", "ask a node about the ledger"),
     "signer": Command("node.cli.signer:configure", "hold a validator's key in a process of its own"),
     "verify": Command("node.cli.verify:configure_verify", "recompute what the ledger claims"),
+    "model": Command("node.cli.model:configure_model", "quantise a Hugging Face model to a base"),
+    "adapter": Command("node.cli.model:configure_adapter", "bring PEFT adapters in and out"),
     "rollback": Command("node.cli.rollback:configure", "take executed blocks back"),
     "inspect": Command("node.cli.inspect:configure", "what lies in the home of a node at rest"),
     "debug": Command("node.cli.debug:configure", "collect what explains a node's behaviour"),
