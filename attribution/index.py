@@ -1,24 +1,31 @@
 """The attribution index of an adapter: sign rows of its training records, and the Merkle root that commits to them.
 
 `build_index` maps records to whitened gradients (`attribution.whitening`) and packs one bit per coordinate
-(`attribution.signs`); it is a map over records and integer reductions between them, so any number of shards gives the
-same bytes. The records are token ids, without the beginning and end tokens the model adds.
+(`attribution.signs`); it is a map over records and integer reductions between them, so any number of shards
+gives the same bytes. The records are token ids, without the beginning and end tokens the model adds.
 
 **Files**, all little-endian, none of them compressed; each is mapped, not read:
 
 ``header.bin``
-    magic ``OLINDEX1``; u32 records, u32 factors, u32 row bytes; 32 bytes base hash; 32 bytes adapter hash; then per
-    factor u16 name length, name (ASCII), u32 wide, u32 rank.
+    magic ``OLINDEX1``; u32 records, u32 factors, u32 row bytes; 32 bytes base hash; 32 bytes adapter hash; then
+    per factor u16 name length, name (ASCII), u32 wide, u32 rank.
 ``bases.bin``
     float32 (rank, rank) per factor, row-major, eigenvectors as columns.
 ``weights.bin``
     float32 (wide, rank) per factor, row-major.
 ``rows.bin``
-    one row per record: 32 bytes digest of its token ids, u32 scale per factor, then each factor's sign bits in whole
-    bytes, bit k of byte j being coordinate 8j + k.
+    one row per record: 32 bytes digest of its token ids, u32 scale per factor, then each factor's sign bits in
+    whole bytes, bit k of byte j being coordinate 8j + k.
 
-**Root**: the Merkle root (`attribution.merkle`) over the leaves: the header; ``bases.bin`` in chunks of `CHUNK_BYTES`;
-``weights.bin`` likewise; every row by itself, so that one row can be recomputed and disputed against the root.
+``standing.bin``
+    only where near-duplicates are led or rows were erased: `attribution.index_standing`.
+
+**Root**: the Merkle root (`attribution.merkle`) over the leaves: the header; ``bases.bin`` in chunks of
+`CHUNK_BYTES`; ``weights.bin`` likewise; every row by itself, so that one row can be recomputed and disputed
+against the root. An erased row's leaf is known by its hash, so the root stays what the ledger holds.
+
+Nothing that is read from a mapped index is held as a whole but the bases, the weights and the scales;
+`index_files` builds one that is larger than memory.
 """
 
 from __future__ import annotations
@@ -26,10 +33,11 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +47,8 @@ from torch import Tensor
 
 from attribution.adapter import Adapter
 from attribution.gradients import Example, factors
-from attribution.merkle import DIGEST_BYTES, merkle_proof, merkle_root
+from attribution.index_standing import STANDING_FILE, Standing, StandingInvalid
+from attribution.merkle import DIGEST_BYTES, leaf_hash, proof_of_hashes, root_of_hashes
 from attribution.model import Base
 from attribution.signs import (
     COORDINATES_MAX,
@@ -68,6 +77,7 @@ from attribution.whitening import (
 CHUNK_BYTES = 1 << 16
 HEADER_BYTES_MAX = 1 << 20
 NAME_BYTES_MAX = 256
+STANDING_BYTES_MAX = 64 + 40 * RECORDS_MAX
 FILES = ("header.bin", "bases.bin", "weights.bin", "rows.bin")
 INDEX_VERSION = 1
 """Version of format and method, the last character of the magic; audit results name it."""
@@ -167,6 +177,7 @@ class Index:
     bases: Floats
     weights: Floats
     rows: Bytes
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def record_count(self) -> int:
@@ -178,27 +189,43 @@ class Index:
         """Size of the four files together."""
         return len(self.header.encode()) + self.bases.nbytes + self.weights.nbytes + self.rows.nbytes
 
-    def leaves(self) -> list[bytes]:
-        """Leaves of the Merkle tree, rows last."""
-        chunks = [self.header.encode(), *_chunks(self.bases), *_chunks(self.weights)]
-        return chunks + [row.tobytes() for row in self.rows]
+    def leaf_hashes(self) -> list[bytes]:
+        """Hashes of the Merkle tree's leaves, rows last; an erased row's is the one it had."""
+        chunks = [self.header.encode()]
+        hashes = [
+            leaf_hash(data) for part in (chunks, _chunks(self.bases), _chunks(self.weights)) for data in part
+        ]
+        erased = self.standing.erased
+        rows = (erased[i] if i in erased else leaf_hash(row.tobytes()) for i, row in enumerate(self.rows))
+        return [*hashes, *rows]
 
     @cached_property
     def root(self) -> bytes:
-        """Merkle root over `leaves`, 32 bytes: what the ledger holds."""
-        return merkle_root(self.leaves())
+        """Merkle root over all leaves, 32 bytes: what the ledger holds."""
+        return root_of_hashes(self.leaf_hashes())
 
     def row_proof(self, record: int) -> tuple[bytes, int, int, list[bytes]]:
-        """(row bytes, leaf number, leaf count, proof) of one record, for `merkle.verify_merkle_proof`."""
-        leaves = self.leaves()
-        leaf = len(leaves) - self.record_count + record
-        return leaves[leaf], leaf, len(leaves), merkle_proof(leaves, leaf)
+        """(row bytes, leaf number, leaf count, proof) of one record, for `merkle.verify_merkle_proof`.
+
+        An erased record has none: raises ``KeyError``.
+        """
+        if record in self.standing.erased:
+            raise KeyError(f"row {record} was erased")
+        hashes = self.leaf_hashes()
+        leaf = len(hashes) - self.record_count + record
+        return self.rows[record].tobytes(), leaf, len(hashes), proof_of_hashes(hashes, leaf)
 
     @cached_property
     def leaders(self) -> tuple[int, ...]:
-        """Per record the earliest one with the same token ids (itself unless it is a copy)."""
-        first = dict[bytes, int]()
-        return tuple(first.setdefault(row[:DIGEST_BYTES].tobytes(), i) for i, row in enumerate(self.rows))
+        """Per record the one that counts for it: its cluster's leader or, in an index without clusters, its earliest exact copy.
+
+        An erased row leads nobody, as if it had never been.
+        """
+        if self.standing.clusters is not None:
+            return self.standing.clusters
+        first, erased = dict[bytes, int](), self.standing.erased
+        digests = (row[:DIGEST_BYTES].tobytes() for row in self.rows)
+        return tuple(i if i in erased else first.setdefault(d, i) for i, d in enumerate(digests))
 
     @cached_property
     def scales(self) -> npt.NDArray[np.uint32]:
@@ -220,13 +247,20 @@ class Index:
         return _split(self.weights, [(s.wide, s.rank) for s in self.header.shapes], device)
 
     def save(self, directory: Path) -> None:
-        """Write the four files into ``directory`` (created if missing); each replaces its predecessor atomically."""
+        """Write the files into ``directory`` (created if missing); each replaces its predecessor atomically.
+
+        All of them do not: who cannot build again after a crash saves into a new folder and renames that.
+        """
         directory.mkdir(parents=True, exist_ok=True)
-        contents = (self.header.encode(), self.bases.tobytes(), self.weights.tobytes(), self.rows.tobytes())
-        for name, content in zip(FILES, contents, strict=True):
+        self.standing.check(self.record_count)
+        (directory / STANDING_FILE).unlink(missing_ok=True)  # what it says of other rows must not reach these
+        arrays = (self.bases, self.weights, self.rows)
+        contents: list[bytes | memoryview] = [np.ascontiguousarray(array).data for array in arrays]
+        for name, content in zip(FILES, [self.header.encode(), *contents], strict=True):
             part = directory / f"{name}.part"
             part.write_bytes(content)
             os.replace(part, directory / name)
+        self.standing.save(directory, self.record_count)
 
     @classmethod
     def open(cls, directory: Path, root: bytes | None = None) -> Index:
@@ -234,7 +268,8 @@ class Index:
 
         Sizes are checked against the header, the header against its limits. With ``root`` the Merkle root is
         recomputed, which reads everything once; without it, bytes are trusted as far as this machine's disk is.
-        Raises `IndexFileError`.
+        A row that is said to be erased is zeros afterwards, even if whoever erased it was interrupted. Raises
+        `IndexFileError`.
         """
         try:
             if (directory / FILES[0]).stat().st_size > HEADER_BYTES_MAX:
@@ -243,14 +278,12 @@ class Index:
             bases = _mapped(directory / FILES[1], header.bases_bytes)
             weights_ = _mapped(directory / FILES[2], 4 * header.coordinates)
             rows = _mapped(directory / FILES[3], header.record_count * header.row_bytes)
-        except OSError as error:
+            standing = _read_standing(directory, header.record_count)
+            rows = rows.reshape(header.record_count, header.row_bytes)
+            blank_rows(directory, rows, standing.erased)
+        except (OSError, StandingInvalid) as error:
             raise IndexFileError(f"{directory}: {error}") from error
-        index = cls(
-            header,
-            bases.view("<f4"),
-            weights_.view("<f4"),
-            rows.reshape(header.record_count, header.row_bytes),
-        )
+        index = cls(header, bases.view("<f4"), weights_.view("<f4"), rows, standing)
         if root is not None and index.root != root:
             raise IndexFileError(f"{directory}: root {index.root.hex()}, expected {root.hex()}")
         return index
@@ -262,10 +295,33 @@ def _mapped(path: Path, size: int) -> Bytes:
     return np.memmap(path, np.uint8, mode="r")
 
 
+def _read_standing(directory: Path, records: int) -> Standing:
+    path = directory / STANDING_FILE
+    if not path.exists():
+        return Standing()
+    if path.stat().st_size > STANDING_BYTES_MAX:
+        raise StandingInvalid(f"{STANDING_FILE} is larger than {STANDING_BYTES_MAX} bytes")
+    return Standing.decode(path.read_bytes(), records)
+
+
+def blank_rows(directory: Path, rows: Bytes, erased: Collection[int]) -> None:
+    """Overwrite erased rows with zeros, durably, where that has not been done; ``rows`` are the mapped ones."""
+    left = [record for record in sorted(erased) if rows[record].any()]
+    if not left:
+        return
+    file = os.open(directory / FILES[3], os.O_WRONLY)
+    try:
+        for record in left:
+            os.pwrite(file, bytes(rows.shape[1]), record * rows.shape[1])
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def _chunks(array: Floats) -> Iterator[bytes]:
-    data = array.tobytes()
+    data = array.reshape(-1).view(np.uint8)
     for at in range(0, len(data), CHUNK_BYTES):
-        yield data[at : at + CHUNK_BYTES]
+        yield data[at : at + CHUNK_BYTES].tobytes()
 
 
 def _split(values: Floats, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
@@ -274,63 +330,120 @@ def _split(values: Floats, sizes: Sequence[tuple[int, int]], device: torch.devic
     return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
+class Kept(Protocol):
+    """Where gradients of every part, float32 (records, wide, rank) per factor, wait for their next pass."""
+
+    def put(self, part: int, gradients: Sequence[Tensor]) -> None:
+        """Keep a part's gradients in place of what was kept for it."""
+
+    def get(self, part: int) -> list[Tensor]:
+        """The part's gradients."""
+
+
+class _Memory:
+    """All of them in memory."""
+
+    def __init__(self) -> None:
+        self._parts = dict[int, list[Tensor]]()
+
+    def put(self, part: int, gradients: Sequence[Tensor]) -> None:
+        self._parts[part] = list(gradients)
+
+    def get(self, part: int) -> list[Tensor]:
+        return self._parts[part]
+
+
 def build_index(
     base: Base,
     adapter: Adapter,
     records: Sequence[Sequence[int]],
     shards: int = 1,
     between: Callable[[], None] = lambda: None,
+    clusters: Sequence[int] | None = None,
 ) -> Index:
     """Index of ``records`` (token ids without BOS and EOS), the same bytes for any number of ``shards``.
 
-    ``between`` is called before each batch of records in either pass, so that other work need not wait for all of them.
+    ``between`` is called before each batch of records in either pass, so that other work need not wait for all
+    of them.
 
-    Runs on the base's device; memory is about 4 bytes per coordinate and record (60 MB for 100 records of the shipped
-    base at rank 16). Raises ``ValueError`` unless there are 1 to `RECORDS_MAX` records and 1 to as many shards, and
-    what `attribution.gradients.factors` raises on bad ids, lengths and adapters.
+    With ``clusters`` (`attribution.duplicates.leaders` of the records) leaders alone decide bases and weights
+    and count when shares are made: every leader's row, and every score of it, has the bits that it has without
+    its copies.
+
+    Runs on the base's device; memory is about 4 bytes per coordinate and record (60 MB for 100 records of the
+    shipped base at rank 16). Raises ``ValueError`` unless there are 1 to `RECORDS_MAX` records and 1 to as many
+    shards, and what `attribution.gradients.factors` raises on bad ids, lengths and adapters.
     """
     if not 1 <= len(records) <= RECORDS_MAX or not 1 <= shards <= len(records):
         raise ValueError(f"{len(records)} records in {shards} shards; at most {RECORDS_MAX} and none empty")
     bounds = [len(records) * k // shards for k in range(shards + 1)]
-    parts = [part for k in range(shards) for part in _batched(records[bounds[k] : bounds[k + 1]])]
-    # Map: gradients of every part's records, (records, wide, rank) per factor.
-    shapes, gradients = _part_gradients(base, adapter, parts, between)
-    # Reduce to bases: all factors have the adapter's rank, so Jacobi rotates them in one batch.
-    moments = [_sum([narrow_moments(part[f]) for part in gradients]) for f in range(len(shapes))]
-    bases = eigenvectors(torch.stack(moments))
-    for part in gradients:
-        part[:] = rotated(normalised(part), list(bases))
-    # Reduce to weights, then map to rows.
-    found = [weights(_sum([squares(part[f]) for part in gradients])) for f in range(len(shapes))]
-    rows = []
-    for ids, part in zip(parts, gradients, strict=True):
-        between()
-        rows.append(_rows(ids, part, found, shapes))
-    flat = torch.cat([w.flatten() for w in found]).cpu().numpy()
+    parts = [
+        part for k in range(shards) for part in batched(range(bounds[k], bounds[k + 1]), _RECORDS_AT_ONCE)
+    ]
+    shapes, bases, found, rows = build_rows(base, adapter, records, parts, _Memory(), between, clusters)
     header = IndexHeader(base.hash, adapter.hash, len(records), shapes)
-    return Index(header, bases.flatten().cpu().numpy(), flat, np.concatenate(rows))
+    standing = Standing(None if clusters is None else tuple(clusters))
+    return Index(header, bases, found, np.concatenate(list(rows)), standing)
 
 
-def _batched(records: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:
-    return [records[at : at + _RECORDS_AT_ONCE] for at in range(0, len(records), _RECORDS_AT_ONCE)]
+def batched(numbers: range, at_once: int) -> list[range]:
+    """Runs of at most ``at_once`` consecutive records."""
+    return [numbers[at : at + at_once] for at in range(0, len(numbers), at_once)]
 
 
-def _part_gradients(
-    base: Base, adapter: Adapter, parts: Sequence[Sequence[Sequence[int]]], between: Callable[[], None]
-) -> tuple[tuple[FactorShape, ...], list[list[Tensor]]]:
-    gradients, shapes = list[list[Tensor]](), tuple[FactorShape, ...]()
-    for part in parts:
+def build_rows(
+    base: Base,
+    adapter: Adapter,
+    records: Sequence[Sequence[int]],
+    parts: Sequence[range],
+    kept: Kept,
+    between: Callable[[], None],
+    clusters: Sequence[int] | None,
+) -> tuple[tuple[FactorShape, ...], Floats, Floats, Iterator[Bytes]]:
+    """Shapes, bases, weights, and the rows of one part after the other: a map over records and integer reductions between."""
+    Standing(None if clusters is None else tuple(clusters)).check(len(records))
+    counted = [[i for i in part if clusters is None or clusters[i] == i] for part in parts]
+    # Map: gradients of every part's records. Reduce: second moments of the narrow sides.
+    shapes, moments = tuple[FactorShape, ...](), list[Tensor]()
+    for number, part in enumerate(parts):
         between()
-        batch = factors(base, adapter, [Example((), tuple(record)) for record in part])
+        batch = factors(base, adapter, [Example((), tuple(records[i])) for i in part])
         shapes = factor_shapes(batch)
         _check_shapes(shapes)
-        gradients.append(factor_gradients(batch))
-    return shapes, gradients
+        gradients = factor_gradients(batch)
+        kept.put(number, gradients)
+        moments = _added(moments, [narrow_moments(g) for g in _counted(gradients, part, counted[number])])
+    # All factors have the adapter's rank, so Jacobi rotates them in one batch.
+    bases = eigenvectors(torch.stack(moments))
+    sums = list[Tensor]()
+    for number, part in enumerate(parts):
+        gradients = rotated(normalised(kept.get(number)), list(bases))
+        kept.put(number, gradients)
+        sums = _added(sums, [squares(g) for g in _counted(gradients, part, counted[number])])
+    found = [weights(total) for total in sums]
+
+    def rows() -> Iterator[Bytes]:
+        for number, part in enumerate(parts):
+            between()
+            yield _rows([records[i] for i in part], kept.get(number), found, shapes)
+
+    flat = torch.cat([w.flatten() for w in found]).cpu().numpy()
+    return shapes, bases.flatten().cpu().numpy(), flat, rows()
 
 
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of integer-valued tensors, exact and therefore free of order."""
-    return torch.stack(list(tensors)).sum(0)
+def _counted(gradients: Sequence[Tensor], part: range, counted: Sequence[int]) -> list[Tensor]:
+    """The part's gradients without those of records that do not count; nothing where none counts."""
+    if len(counted) == len(part):
+        return list(gradients)
+    chosen = torch.tensor([i - part.start for i in counted], dtype=torch.int64, device=gradients[0].device)
+    return [g[chosen] for g in gradients] if counted else []
+
+
+def _added(sums: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
+    """Sums of integer-valued tensors, exact and therefore free of order."""
+    if not sums or not more:
+        return sums or list(more)
+    return [total + part for total, part in zip(sums, more, strict=True)]
 
 
 def _rows(

@@ -50,10 +50,15 @@ def _levels(hashes: list[bytes]) -> list[list[bytes]]:
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
     """Root (32 bytes) of the tree over ``leaves`` in their order; the empty tree has a root of its own."""
-    if not leaves:
+    return root_of_hashes([leaf_hash(leaf) for leaf in leaves])
+
+
+def root_of_hashes(hashes: Sequence[bytes]) -> bytes:
+    """`merkle_root` where leaves are known by their hashes alone, as those of erased data are."""
+    if not hashes:
         digest: bytes = blake3(_EMPTY).digest()
         return digest
-    return _levels([leaf_hash(leaf) for leaf in leaves])[-1][0]
+    return _levels(list(hashes))[-1][0]
 
 
 def merkle_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
@@ -61,10 +66,15 @@ def merkle_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
     Raises ``IndexError`` unless ``0 <= index < len(leaves)``.
     """
-    if not 0 <= index < len(leaves):
-        raise IndexError(f"leaf {index} of a tree of {len(leaves)}")
+    return proof_of_hashes([leaf_hash(leaf) for leaf in leaves], index)
+
+
+def proof_of_hashes(hashes: Sequence[bytes], index: int) -> list[bytes]:
+    """`merkle_proof` where leaves are known by their hashes alone."""
+    if not 0 <= index < len(hashes):
+        raise IndexError(f"leaf {index} of a tree of {len(hashes)}")
     proof = []
-    for row in _levels([leaf_hash(leaf) for leaf in leaves])[:-1]:
+    for row in _levels(list(hashes))[:-1]:
         sibling = index ^ 1
         if sibling < len(row):
             proof.append(row[sibling])

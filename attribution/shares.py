@@ -4,7 +4,7 @@ Let ``s_i`` be record i's score, ``n_i`` its squared norm and ``m`` the squared 
 (`attribution.scores`). Everything below is integer arithmetic on them, of arbitrary precision::
 
     c_i = floor(10^12 * s_i^2 / (n_i * m))     squared cosine in parts per 10^12, 0 unless s_i > 0
-    w_i = c_i    if c_i >= floor_ppm^2 and record i is the earliest of its exact copies, else 0
+    w_i = c_i    if c_i >= floor_ppm^2 and record i leads its copies (`attribution.index.Index.leaders`), else 0
     w_0 = max(floor_ppm, 1)^2                  what "nobody" weighs
     W_k = sum of w_i over contributor k's records
 
@@ -14,7 +14,12 @@ unattributed; one match exactly at the floor shares equally with nobody; and a m
 nine tenths. Squares are used because the squared cosine is the fraction of the query's energy that a record's
 direction explains, so that many faint matches do not outweigh a clear one.
 
-Neither torch nor floats; `largest_remainder` is Hamilton's method (Balinski and Young, *Fair Representation*, 1982).
+Of copies, near or exact, the leader counts, whatever the others score. Any rule by which a later member's score
+could matter (the best of the cluster, say) would let whoever adds members raise the cluster's weight, and so
+lower everybody else's part.
+
+Neither torch nor floats; `largest_remainder` is Hamilton's method (Balinski and Young, *Fair Representation*,
+1982).
 """
 
 from __future__ import annotations
@@ -33,8 +38,8 @@ FLOOR_PPM_DEFAULT = 120_000
 class Scores:
     """Integer scores of one (prompt, output) pair against every record of an index, in record order.
 
-    ``values[i]`` is the score, ``record_norms[i] >= 0`` the squared norm of record i's row, ``query_norm >= 0`` the
-    query's. ``leaders[i] <= i`` is the earliest record with the same token ids (i itself unless i is a copy).
+    ``values[i]`` is the score, ``record_norms[i] >= 0`` the squared norm of record i's row, ``query_norm >= 0``
+    the query's. ``leaders[i]`` is the record that counts for record i: i itself unless i is a copy.
     """
 
     values: tuple[int, ...]
@@ -43,13 +48,13 @@ class Scores:
     leaders: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` on lengths that differ, negative norms or leaders out of place."""
+        """Raise ``ValueError`` on lengths that differ, negative norms or leaders that are no record."""
         if not len(self.values) == len(self.record_norms) == len(self.leaders):
             raise ValueError("scores, norms and leaders differ in number")
         if self.query_norm < 0 or any(n < 0 for n in self.record_norms):
             raise ValueError("a squared norm is negative")
-        if any(not 0 <= leader <= i for i, leader in enumerate(self.leaders)):
-            raise ValueError("a copy precedes its leader")
+        if any(not 0 <= leader < len(self.leaders) for leader in self.leaders):
+            raise ValueError("a leader is no record")
 
     def cosine_squared(self, index: int) -> int:
         """Squared cosine with record ``index`` in parts per 10^12, rounded down; 0 where the score is not positive."""

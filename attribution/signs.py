@@ -39,6 +39,8 @@ SCALE_BITS = 24
 FACTORS_MAX = 1 << 10
 COORDINATES_MAX = 1 << 24
 _ROWS_AT_ONCE = 128
+_SCANNED_BITS_AT_ONCE = 1 << 21
+"""Unpacked signs that one step of a scan holds, 9 bytes each, unless one row's factor alone has more."""
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -98,19 +100,16 @@ def scan(
     binary64, where sums up to 2^37 are exact in any order.
     """
     widths = [sign_bytes(s) for s in shapes]
+    at_once = max(1, min(_ROWS_AT_ONCE, _SCANNED_BITS_AT_ONCE // (8 * max(widths))))
     doubled = query.astype(np.float64) * 2.0
     scores = list[int]()
-    for at in range(0, len(signs), _ROWS_AT_ONCE):
-        rows, start, total = (
-            signs[at : at + _ROWS_AT_ONCE],
-            0,
-            np.zeros(len(signs[at : at + _ROWS_AT_ONCE]), np.int64),
-        )
+    for at in range(0, len(signs), at_once):
+        rows, start, total = (signs[at : at + at_once], 0, np.zeros(len(signs[at : at + at_once]), np.int64))
         for factor, width in enumerate(widths):
             bits = np.unpackbits(rows[:, start : start + width], axis=1, bitorder="little").astype(np.float64)
             part = doubled[8 * start : 8 * (start + width)]
             inner = (bits @ part - part.sum() / 2.0).astype(np.int64)
-            total += inner * scales[at : at + _ROWS_AT_ONCE, factor].astype(np.int64)
+            total += inner * scales[at : at + at_once, factor].astype(np.int64)
             start += width
         scores.extend(int(s) for s in total)
     return scores

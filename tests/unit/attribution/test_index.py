@@ -13,7 +13,15 @@ import torch
 
 from attribution.checkpoint import load_base
 from attribution.errors import BadTokens, ContextTooLong
-from attribution.index import FILES, Index, IndexFileError, IndexHeader, build_index, record_digest
+from attribution.index import (
+    CHUNK_BYTES,
+    FILES,
+    Index,
+    IndexFileError,
+    IndexHeader,
+    build_index,
+    record_digest,
+)
 from attribution.merkle import merkle_root, verify_merkle_proof
 from attribution.models import BASE_HASH, BASE_PATH
 from attribution.whitening import FactorShape
@@ -150,7 +158,9 @@ def test_hostile_headers_are_refused() -> None:
 
 def test_every_row_proves_itself_against_the_root() -> None:
     index = tiny_index()
-    assert merkle_root(index.leaves()) == index.root
+    data = index.header.encode(), index.bases.tobytes(), index.weights.tobytes()
+    chunks = [part[at : at + CHUNK_BYTES] for part in data for at in range(0, len(part), CHUNK_BYTES)]
+    assert merkle_root([*chunks, *(row.tobytes() for row in index.rows)]) == index.root
     for record in range(index.record_count):
         row, leaf, count, proof = index.row_proof(record)
         assert row == index.rows[record].tobytes()

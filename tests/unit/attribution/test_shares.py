@@ -66,6 +66,24 @@ def test_an_exact_copy_earns_nothing_and_the_earliest_earns_what_it_would_alone(
     assert copied == alone
 
 
+@given(scored(), st.data())
+def test_whatever_copies_score_and_whoever_owns_them_no_share_changes(
+    case: tuple[Scores, list[bytes], int], data: st.DataObject
+) -> None:
+    scores, owners, floor = case
+    copies = data.draw(st.integers(0, 5)) if owners else 0
+    values = data.draw(st.lists(st.integers(-(2**49), 2**49), min_size=copies, max_size=copies))
+    led_by = data.draw(st.lists(st.integers(0, max(0, len(owners) - 1)), min_size=copies, max_size=copies))
+    theirs = data.draw(st.lists(st.sampled_from([*OWNERS, b"mallory"]), min_size=copies, max_size=copies))
+    copied = Scores(
+        (*scores.values, *values),
+        (*scores.record_norms, *[1] * copies),
+        scores.query_norm,
+        (*scores.leaders, *led_by),
+    )
+    assert attribute(copied, [*owners, *theirs], floor) == attribute(scores, owners, floor)
+
+
 def test_records_of_one_contributor_add_up() -> None:
     shares = attribute(with_cosines(300_000, 400_000, 500_000), [b"alice", b"alice", b"bob"], 0)
     assert shares.of(b"alice") == shares.of(b"bob") == SHARES_TOTAL // 2
@@ -99,7 +117,7 @@ def test_floors_and_owners_out_of_range_are_refused() -> None:
 def test_impossible_scores_are_refused(
     values: tuple[int, ...], norms: tuple[int, ...], query: int, leaders: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ValueError, match=r"differ|negative|precedes"):
+    with pytest.raises(ValueError, match=r"differ|negative|no record"):
         Scores(values, norms, query, leaders)
 
 
