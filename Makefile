@@ -10,7 +10,7 @@ SECONDS ?= 60
 JOBS ?= 2
 VALIDATORS ?= 4
 
-.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model chaos soak throughput hardening fuzz interop machines vectors clean
+.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening fuzz interop machines vectors clean
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,7 +50,10 @@ mutants: venv ## break every rule of the protocol once: the tests must notice
 model: venv ## every history of the rules within a bound, each rule's need, and histories played on real replicas
 	@$(BIN)/python -m tests.model --rounds 3
 
-chaos: venv ## real processes under load, killed, stopped, cut off, out of disk, lied to; SECONDS=120 VALIDATORS=4
+rejoin: venv ## a validator that was away: its catch-up beside the chain's growth
+	@$(BIN)/python -m benchmarks.rejoin --json
+
+chaos: venv ## real processes under load, killed, stopped, cut off, out of disk, lied to, while validators come and go; SECONDS=120 VALIDATORS=4
 	@$(BIN)/python -m tests.chaos --validators $(VALIDATORS) --seconds $(SECONDS) --seed $(SEED)
 
 soak: venv ## an hour of load: memory, disk and latency, judged by their slopes
