@@ -12,6 +12,7 @@ from consensus.evidence import SignedHeader, make_evidence, signed_header
 from consensus.messages import VoteMessage
 from consensus.types import Vote, header_id
 from consensus.verify import proposal_message
+from tests.simulation import world as world_module
 from tests.simulation.__main__ import main
 from tests.simulation.byzantine import KINDS
 from tests.simulation.checker import Violation
@@ -252,3 +253,14 @@ def test_a_campaign_with_a_violation_or_too_few_commits_fails(
     monkeypatch.setattr("tests.simulation.__main__.run_one", broken)
     assert main(["--runs", "2"]) == 1
     assert "replay: python -m tests.simulation --seed 7 --first 0 --runs 1" in capsys.readouterr().out
+
+
+def test_several_liars_do_not_talk_with_each_other_for_ever() -> None:
+    _, counts, _ = run_one(7, 4305)  # three of ten; once they did
+    assert counts["events"] < 20_000
+
+
+def test_a_run_that_does_not_end_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world_module, "EVENTS_MAX", 100)
+    with pytest.raises(Violation, match="does not end"):
+        World(QUIET).run()

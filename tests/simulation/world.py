@@ -42,6 +42,8 @@ CONFIG = ConsensusConfig(
 )
 START_MS = 1_000_000
 TAPE_MAX = 400
+EVENTS_MAX = 250_000
+"""Some six thousand are usual. A storm of messages is a fault, of the protocol or of this simulator, and no reason to wait for ever."""
 """Messages that a network which replays remembers."""
 RECODED = 1 / 64
 """How often a message goes through its wire format on its way."""
@@ -236,6 +238,8 @@ class World:
         self.now = max(self.now, at_ms)
         action()
         self.events += 1
+        if self.events > EVENTS_MAX:
+            raise Violation(f"the run does not end: {self.events} events by {self.now - START_MS} ms")
 
     def note(self, slot: int, effects: list[Effect]) -> None:
         """Take all effects of a step into the trace, messages and signatures among them."""

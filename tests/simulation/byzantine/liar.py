@@ -43,7 +43,9 @@ class Liar(Node):
                 self.learn(info.high_qc, info.last_tc)
             case _:
                 pass
-        self.misbehave(message)
+        # Liars that answer each other's lies would talk for ever: three of them say more than one thing to each that they hear.
+        if self.world.nodes[sender].honest:
+            self.misbehave(message)
         super().receive(sender, message)
 
     def misbehave(self, message: Message) -> None:
