@@ -10,7 +10,7 @@ SECONDS ?= 60
 JOBS ?= 2
 VALIDATORS ?= 4
 
-.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening fuzz interop machines vectors clean
+.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening fuzz gpu-check gpu-devnet interop machines vectors clean
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,6 +71,12 @@ fuzz: venv ## coverage-guided garbage for every decoder that reads from a peer o
 
 machines: venv ## golden hashes under every instruction set and thread count that this machine can be told to use
 	@$(BIN)/python -m tests.machines
+
+gpu-check: venv ## everything a GPU can be asked: golden hashes, tests, self-check, speeds; says so where there is none
+	@$(BIN)/python -m tests.machines.gpu
+
+gpu-devnet: venv ## a devnet whose first validator computes on a GPU and the others on the CPU: one hash for every audit
+	@$(BIN)/python -m tests.machines.gpu_devnet
 
 interop: venv ## a js-libp2p node talks to ours; needs Node.js 20 or newer
 	@cd tests/interop && npm ci --silent --ignore-scripts --no-audit --no-fund

@@ -23,6 +23,7 @@ from attribution.decoder import (
 from attribution.errors import ContextTooLong
 from attribution.exact.elementary import argmax
 from attribution.exact.quantisation import Block
+from attribution.generation_rows import NarrowRows, narrow_rows_serve
 from attribution.model import Base
 
 
@@ -50,26 +51,44 @@ class Session:
         self.bound = bound
         self.tokens_max = min(tokens_max, base.config.max_position_embeddings)
         self.length = 0
+        self._narrow: NarrowRows | None = None
         self.caches = [LayerCache(base, self.tokens_max) for _ in base.layers]
 
     def extend(self, ids: Sequence[int]) -> Tensor:
         """Feed ids (at least one) and return logits (vocab,) after the last. Raises ContextTooLong, BadTokens."""
         check_ids(self.base, [ids])
         base, rows = self.base, len(ids)
+        narrow = self._narrow_rows() if rows == 1 else None
         start, stop = self.length, self.length + rows
         if stop > self.tokens_max:
             raise ContextTooLong(stop, self.tokens_max)
         cos, sin = base.rope[0][start:stop], base.rope[1][start:stop]
         x = base.embedding[torch.tensor(list(ids), dtype=torch.int64, device=base.device)]
         for i, layer in enumerate(base.layers):
-            heads = heads_first(Block.of(project(base, i, self.bound[i], x, cos, sin, None)))
+            if narrow is not None:
+                qkv = narrow.project(i, x, cos, sin)
+            else:
+                qkv = project(base, i, self.bound[i], x, cos, sin, None)
+            heads = heads_first(Block.of(qkv))
             self.caches[i].write(heads, base.config.num_key_value_heads, start, stop)
             o = _attend_cached(heads, base.config.num_attention_heads, self.caches[i], start)
-            x = x + linear(layer.groups[1], self.bound[i][1], o, None)
-            x = x + feed_forward(base, i, self.bound[i], x, None)
+            if narrow is not None:
+                x = x + narrow.groups[i][1].forward(o)
+                x = x + narrow.feed_forward(i, x)
+            else:
+                x = x + linear(layer.groups[1], self.bound[i][1], o, None)
+                x = x + feed_forward(base, i, self.bound[i], x, None)
         self.length = stop
         y, _ = rms_norm(x[-1:], base.tensors["model.norm.weight"], base.eps)
         return head(base, y)[0].add_(0.0)
+
+    def _narrow_rows(self) -> NarrowRows | None:
+        """The operands for one row at a time, made when the first one comes; None where they do not serve."""
+        if not narrow_rows_serve(self.base):
+            return None
+        if self._narrow is None:
+            self._narrow = NarrowRows(self.base, self.bound)
+        return self._narrow
 
 
 def _attend_cached(new: Heads, heads: int, cache: LayerCache, start: int) -> Tensor:

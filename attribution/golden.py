@@ -7,9 +7,11 @@ Each case runs a part of what is hashed, voted on or paid, on the base that ship
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from blake3 import blake3
@@ -20,14 +22,18 @@ from attribution.adapter import Adapter, LoraModule, bind
 from attribution.checkpoint import load_base
 from attribution.errors import ExactError
 from attribution.exact.backends import function_cases, probe_cases
+from attribution.exact.quantisation import Block
 from attribution.exact.random import uniform_floats, uniform_integers
 from attribution.generation import Session, generate, logits
 from attribution.gradients import Example, factors
 from attribution.index import Index, build_index
+from attribution.linear import Frozen, Lora, NarrowBlock, contract, group_backward, group_forward
 from attribution.model import PROJECTIONS, Base, module_name, projection_shape
 from attribution.models import BASE_HASH, BASE_PATH
 from attribution.recipe import Recipe
 from attribution.scores import score
+from attribution.shares import Scores, attribute
+from attribution.spans import SpanIndex
 from attribution.tensor_hash import tensor_bytes
 from attribution.training import train
 
@@ -41,6 +47,8 @@ TEXTS = (
     "a cat sat on the mat, and sat",
 )
 PROMPT = "Return the number of "
+ANSWER = "the cat"
+FLOOR_PPM = 50_000
 RECIPE = Recipe(
     rank=RANK,
     alpha=16,
@@ -90,6 +98,11 @@ class Materials:
     def index(self) -> Index:
         """The index of `TEXTS`, built in two shards."""
         return build_index(self.base, self.adapter, self.records, shards=2)
+
+    @cached_property
+    def answer(self) -> Scores:
+        """Scores of `ANSWER` to `PROMPT` against the index."""
+        return score(self.base, self.adapter, self.index, self.prompt, tuple(ANSWER.encode()))
 
     @property
     def records(self) -> list[tuple[int, ...]]:
@@ -148,6 +161,35 @@ def products(m: Materials) -> str:
     return digest_of(*found)
 
 
+def layers(m: Materials) -> str:
+    """One group of layers with 7-bit and with 14-bit weights, and an adapter on two of its three modules, both ways.
+
+    Weights of full range, an odd width, rows of very different sizes, and a bias.
+    """
+    rows, width, outs, rank = 9, 301, (24, 8, 8), 4
+    out, spans = sum(outs), [(0, 24), (32, 40)]
+    found: list[Tensor] = []
+    for bits, dtype in ((7, torch.int8), (14, torch.int16)):
+        top = 1 << (bits - 1)
+        drawn_q = uniform_integers(0, f"golden weights {bits}", out * width, 2 * top + 1) - top
+        e = uniform_integers(0, f"golden exponents {bits}", out, 7) - 6
+        q = torch.from_numpy(drawn_q).view(out, width).to(dtype)
+        frozen = Frozen(
+            q.to(m.device), torch.from_numpy(e).to(torch.int32).to(m.device), drawn("bias", out).to(m.device)
+        )
+        a, b = drawn("group a", 2 * rank, width), drawn("group b", rank, out - outs[1])
+        lora = Lora(a.to(m.device), b.to(m.device), spans, 2.0, frozen)
+        powers = torch.tensor([2.0**k for k in (0, 3, -9, 20, -40, 1, -1, 7, -126)])[:, None]
+        x = Block.of((drawn("inputs", rows, width) * powers).to(m.device))
+        y, u, h = group_forward(frozen, lora, x)
+        g = group_backward(frozen, lora, (drawn("outputs", rows, out) * powers.flip(0)).to(m.device))
+        parts = [frozen.forward(x), y, u, h, g.dx, g.dh, g.dh_scaled]
+        if h is not None and g.dh_scaled is not None:
+            parts.extend(contract(lora, NarrowBlock(x.q64, x.scale), h, g.dy, g.dh_scaled))
+        found.extend(part for part in parts if part is not None)
+    return digest_of(*found)
+
+
 def model_logits(m: Materials) -> str:
     """Logits of the shipped base alone and with the adapter."""
     ids = [0, *m.records[0]]
@@ -186,19 +228,51 @@ def index_root(m: Materials) -> str:
 
 def scores(m: Materials) -> str:
     """Integer scores and norms of an answer against that index."""
-    found = score(m.base, m.adapter, m.index, m.prompt, tuple(b"the cat"))
+    found = m.answer
     numbers = (*found.values, *found.record_norms, found.query_norm, *found.leaders)
+    return digest_of(torch.tensor(numbers, dtype=torch.int64))
+
+
+def shares(m: Materials) -> str:
+    """What those scores pay three contributors and nobody."""
+    found = attribute(m.answer, [b"a", b"b", b"b", b"c", b"a"], FLOOR_PPM)
+    numbers = [number for owner, share in found.by_owner for number in (owner[0], share)]
+    return digest_of(torch.tensor([*numbers, found.unattributed], dtype=torch.int64))
+
+
+def spans(m: Materials) -> str:
+    """Verbatim spans of a text in the records, before and after one is erased."""
+    output, numbers = b"the cat sat on the mat, and sat down. Return the bytes of", list[int]()
+    with tempfile.TemporaryDirectory(prefix="openledger-spans-") as folder:
+        index = SpanIndex.create(Path(folder))
+        index.add(m.records)
+        for erased in ((), (1,)):
+            index.erase(erased)
+            for span in index.spans(output, 4):
+                places = [number for place in span.places for number in (place.record, place.offset)]
+                numbers += [
+                    span.start,
+                    span.length,
+                    span.occurrences,
+                    span.records or 0,
+                    span.surprise,
+                    *places,
+                ]
     return digest_of(torch.tensor(numbers, dtype=torch.int64))
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One computation: its name in the golden file, how its hash is made, and how many tokens it runs (0: none)."""
+    """One computation: its name in the golden file, how its hash is made, and how many tokens it runs (0: none).
+
+    `by_backend` says that it multiplies matrices, so that each backend is tried on it.
+    """
 
     name: str
     compute: Callable[[Materials], str]
     tokens: int
     quick: bool
+    by_backend: bool = True
 
 
 def _tokens(*texts: str) -> int:
@@ -208,12 +282,15 @@ def _tokens(*texts: str) -> int:
 CASES = (
     Case("functions", functions, 0, True),
     Case("products", products, 0, True),
+    Case("layers", layers, 0, True),
     Case("logits", model_logits, 2 * _tokens(TEXTS[0]), True),
     Case("decoding", decoding, 2 * _tokens(PROMPT) + 6, True),
     Case("gradients", gradients, _tokens(*TEXTS[:3]), True),
     Case("adapter", trained_adapter, 3 * _tokens(*TEXTS[:4]), False),
     Case("index root", index_root, _tokens(*TEXTS), False),
-    Case("scores", scores, _tokens(PROMPT) + 7, False),
+    Case("scores", scores, _tokens(PROMPT) + len(ANSWER), False),
+    Case("shares", shares, 0, False),
+    Case("spans", spans, 0, True, by_backend=False),
 )
 """In the order of the path from a product to a payment; `quick` ones need no training and no index."""
 

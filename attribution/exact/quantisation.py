@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from attribution.errors import ShapeMismatch
-from attribution.exact.bits import exponent_of, row_power
+from attribution.exact.bits import exponent_of, power_of, row_magnitude, row_power
 
 BITS = 14
 Q_MAX = 1 << (BITS - 1)
-_POWER_TO_GRID = torch.tensor(2.0 ** (2 - BITS), dtype=torch.float32)
+_TO_GRID = 2.0 ** (2 - BITS)
+_POWER_TO_GRID = torch.tensor(_TO_GRID, dtype=torch.float32)
+# Up to so many numbers in one row, calls cost more than the arithmetic in them.
+_SHORT = 1 << 14
 
 
 def quantise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -37,6 +40,10 @@ def quantise(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
 
 def to_grid(x: Tensor, dim: int = -1, nonnegative: bool = False) -> tuple[Tensor, Tensor]:
     """`quantise` without the checks of its arguments, as (q, 2^e float32); q may hold negative zeros."""
+    if 0 < x.shape[dim] == x.numel() < _SHORT:
+        m = row_magnitude(x, dim, nonnegative)
+        power = power_of(float(m)) * _TO_GRID
+        return torch.mul(x, 1.0 / power).round_(), torch.full_like(m, power)
     scale = row_power(x, dim, nonnegative).mul_(_POWER_TO_GRID)
     return torch.mul(x, scale.reciprocal()).round_(), scale
 

@@ -13,6 +13,8 @@ _FORWARD = "tests/unit/attribution/test_model_forward.py::"
 _INVARIANCES = "tests/unit/attribution/test_invariances.py::"
 _MACHINES = "tests/machines/test_accelerator.py::"
 _SELFCHECK = "tests/machines/test_selfcheck_command.py::"
+_RECIPES = "tests/machines/test_gpu_recipes.py::"
+_ROWS = "tests/unit/attribution/test_narrow_rows.py::"
 
 REMOVALS: tuple[Removal, ...] = (
     Removal(
@@ -234,5 +236,54 @@ REMOVALS: tuple[Removal, ...] = (
         "return Exit.OK if passed else Exit.FAILED",
         "return Exit.OK",
         (f"{_SELFCHECK}test_a_wrong_bit_in_one_backend_is_found_and_named",),
+    ),
+    Removal(
+        "numbers without a block fixed-point form, in a row alone",
+        "attribution/exact/bits.py",
+        "if not m < MAGNITUDE_LIMIT:",
+        "if m == float('inf'):",
+        (f"{_ROWS}test_a_row_alone_is_refused_as_among_others",),
+    ),
+    Removal(
+        "rows alone that are zero or tiny have the least exponent",
+        "attribution/exact/bits.py",
+        "return max(POWER_MIN, math.ldexp(1.0, math.frexp(m)[1] - 1)) if m else POWER_MIN",
+        "return math.ldexp(1.0, max(math.frexp(m)[1], -120) - 1)",
+        (f"{_ROWS}test_a_row_alone_is_quantised_as_among_others",),
+    ),
+    Removal(
+        "decoding in binary64 where another backend was chosen",
+        "attribution/generation_rows.py",
+        'or chosen_backend() not in (None, "fp64")',
+        "or chosen_backend() is NotImplemented",
+        (f"{_ROWS}test_wide_groups_and_other_backends_take_the_common_way",),
+    ),
+    Removal(
+        "one module's output reaching another module's columns",
+        "attribution/generation_rows.py",
+        "self.up[j * lora.rank : (j + 1) * lora.rank, i:k]",
+        "self.up[j * lora.rank : (j + 1) * lora.rank, first:last]",
+        (f"{_ROWS}test_decoding_row_by_row_is_the_whole_text_for_every_kind_of_base_and_adapter",),
+    ),
+    Removal(
+        "a GPU devnet whose first validator never touched the GPU",
+        "tests/machines/gpu_devnet.py",
+        "if ran.get(name) != place",
+        "if name not in ran",
+        (f"{_RECIPES}test_a_first_validator_that_did_not_compute_on_the_gpu_is_a_difference",),
+    ),
+    Removal(
+        "a GPU devnet in which every validator takes the GPU",
+        "tests/machines/gpu_devnet.py",
+        "attribution=first if position == 0 else CPU",
+        "attribution=first if position == 0 else AttributionSection()",
+        (f"{_RECIPES}test_each_validators_worker_is_told_its_place",),
+    ),
+    Removal(
+        "a GPU check that forgets what failed",
+        "tests/machines/gpu.py",
+        "return 1 if failed else 0",
+        "return 0",
+        (f"{_RECIPES}test_every_part_of_the_check_runs_and_counts",),
     ),
 )
