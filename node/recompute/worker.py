@@ -135,16 +135,15 @@ class Engine:
             return JobRefused(f"{type(error).__name__}: {error}")
 
     def _build_index(self, job: IndexJob, between: Callable[[], None]) -> IndexBuilt:
-        from attribution.index import build_index
+        from attribution.index_files import build_index_files
 
         records = [record for path in job.contributions for record in decode_records(read_blob(path))]
         base, adapter = self._models(job.base, job.adapter, job.adapter_hash)
-        index = build_index(base, adapter, records, between=between)
         folder = Path(job.index_folder)
         # A folder under the final name is always whole: a killed build leaves only the other one.
         unfinished = folder.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)
-        index.save(unfinished)
+        index = build_index_files(base, adapter, records, unfinished, between)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
         return IndexBuilt(index.root, index.record_count)
