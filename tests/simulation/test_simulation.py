@@ -19,7 +19,7 @@ from tests.simulation.checker import Violation
 from tests.simulation.deaths import Death, DirectedFate, Manner
 from tests.simulation.schedule import Schedule, draw_schedule
 from tests.simulation.signing import KeyedVerifier, keyed_hash
-from tests.simulation.succession import KEYS, SEEDS
+from tests.simulation.succession import KEYS, SEEDS, Succession
 from tests.simulation.world import CONFIG, World, run_one
 
 QUIET = Schedule(
@@ -264,3 +264,11 @@ def test_a_run_that_does_not_end_is_a_violation(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(world_module, "EVENTS_MAX", 100)
     with pytest.raises(Violation, match="does not end"):
         World(QUIET).run()
+
+
+def test_dishonest_validators_never_lead_more_than_half_of_the_rounds() -> None:
+    for number in range(200):
+        drawn = Succession(f"draw {number}", (1,) * 5, dishonest=1, changes=2, drawn_leaders=True)
+        for validators in drawn.sets[1:]:
+            turns = {row.id: row.leader_weight or row.stake for row in validators.validators}
+            assert 2 * turns.get(KEYS[4], 0) <= sum(turns.values())
