@@ -400,7 +400,8 @@ def test_a_subscriber_that_stops_reading_is_cut_off_and_delays_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(feed_module, "_encode", _enormous(feed_module._encode))
-    config = RpcSection(port=0, request_timeout_ms=200, event_subscribers_max=2)
+    # Long enough for a reader that a busy machine holds up, and nobody's wait beside one that does not read at all.
+    config = RpcSection(port=0, request_timeout_ms=1500, event_subscribers_max=2)
     with running_server(config=config) as server, dialled(server) as stalled:
         stalled.sendall(b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n")
         assert stalled.recv(12) == b"HTTP/1.1 200"
