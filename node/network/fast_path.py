@@ -28,6 +28,8 @@ ARRIVED_BYTES_MAX = 2 * _READ_BYTES
 """A message that is not complete, and one read of the socket."""
 
 _LENGTH_BYTES = 2
+READS_AT_ONCE_MAX = 32
+"""Frames taken from what has arrived between two turns of others: a full buffer holds ten thousand of the smallest."""
 
 _stock_write = YamuxStream.write
 _stock_read = YamuxStream.read
@@ -74,19 +76,20 @@ def apply() -> None:
 
 
 class Arrived:
-    """What has arrived on a secured connection and was not asked for yet: at most two reads of the socket.
+    """What has arrived on a secured connection and was not asked for yet: at most two reads of the socket beside what is asked for.
 
     One task reads a connection, the muxer's. Nothing is lost between what read before it and this: the stock reader takes from the
     socket exactly what it was asked for, and what it decrypted is taken over.
     """
 
-    __slots__ = ("_at", "_cipher", "_noise", "_plain", "_socket")
+    __slots__ = ("_at", "_cipher", "_noise", "_plain", "_reads", "_socket")
 
     def __init__(self, secured: SecureSession, noise: NoiseTransportReadWriter, socket: Any) -> None:
         self._plain = bytearray(secured._drain(None))
         self._at = 0
         self._cipher = bytearray()
         self._noise = noise
+        self._reads = 0
         self._socket = socket
 
     def take(self, size: int) -> bytes | None:
@@ -103,6 +106,9 @@ class Arrived:
 
     async def read(self, size: int) -> bytes:
         """The next `size` bytes. Raises IncompleteReadError at the end, ConnectionClosedError on a reset."""
+        self._reads = (self._reads + 1) % READS_AT_ONCE_MAX
+        if not self._reads:
+            await trio.lowlevel.checkpoint()
         while (data := self.take(size)) is None:
             del self._plain[: self._at]
             self._at = 0
