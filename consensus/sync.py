@@ -87,7 +87,9 @@ def _tell_behind(core: Core) -> None:
         return
     height, sources = found
     target, told_ms = core.behind_told
-    if height < target + core.config.behind_heights_min and core.now_ms < told_ms + BEHIND_REPEAT_MS:
+    arrived = core.root.height >= target  # what was told before has come: more is asked for at once
+    further = height >= target + core.config.behind_heights_min
+    if not arrived and not further and core.now_ms < told_ms + BEHIND_REPEAT_MS:
         return
     core.behind_told = (height, core.now_ms)
     core.newer = {}

@@ -431,6 +431,17 @@ def test_a_message_of_a_later_epoch_is_no_fault_and_shows_that_we_lag(message: M
     assert len(of(bench.hear(message, 2), Behind)) == 1
 
 
+def test_who_has_what_it_asked_for_and_still_hears_a_later_epoch_asks_again_at_once() -> None:
+    bench, chain, later = Bench(0), Chain(), of_epoch(1)[1]
+    assert len(of(bench.hear(later, 2), Behind)) == 1
+    one = chain.block(GENESIS, 1)
+    child = chain.block(one, 2)
+    bench.step(BlocksSynced(KEYS[2], (one,), TwoChain(qc_of(one), qc_of(child)), bench.now_ms))
+    (behind,) = of(bench.hear(later, 2), Behind)
+    assert (behind.committed_height, behind.target_height) == (1, 2)
+    assert of(bench.hear(later, 2), Behind) == []
+
+
 def test_of_many_that_speak_of_a_later_epoch_the_latest_few_are_asked() -> None:
     bench = Bench(0)
     bench.hear(VoteMessage(replace(vote_by(1, Chain().block(GENESIS, 1)), epoch=1)), 1)
