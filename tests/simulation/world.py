@@ -22,6 +22,7 @@ from consensus.verify import Context, make_context
 from tests.simulation.byzantine import KINDS
 from tests.simulation.byzantine.equivocator import Equivocator
 from tests.simulation.byzantine.splitter import Cabal
+from tests.simulation.chances import chances
 from tests.simulation.checker import Checker, Violation
 from tests.simulation.deaths import Death, Fate, RandomFate
 from tests.simulation.node import Node
@@ -42,15 +43,19 @@ CONFIG = ConsensusConfig(
 )
 START_MS = 1_000_000
 TAPE_MAX = 400
+"""Messages that a network which replays remembers."""
 EVENTS_MAX = 250_000
 """Some six thousand are usual. A storm of messages is a fault, of the protocol or of this simulator, and no reason to wait for ever."""
-"""Messages that a network which replays remembers."""
 RECODED = 1 / 64
 """How often a message goes through its wire format on its way."""
 
 
 GROWTH_MIN = 3
 """A node has recovered once it has all that was committed when the network healed, and so many blocks more."""
+CHANCES_MIN = 2 * GROWTH_MIN
+"""Chances that a healed network must have had before a node may be blamed for standing still (`chances`)."""
+CALM_TIMES_MAX = 6
+"""So many times the usual calm is waited for chances."""
 PPM = 1_000_000
 
 _VERIFIER = Verifier(1 << 17)
@@ -188,10 +193,10 @@ class World:
         top = self.checker.top()
         heights = {node.slot: self.checker.tips.get(node.slot, (0, b""))[0] for node in self.nodes}
         goals = {slot: max(top, height + GROWTH_MIN) for slot, height in heights.items()}
-        self._run_calm(heal_ms, goals)
+        growth_min = GROWTH_MIN if self._recover(heal_ms, goals) else 0
         for node in self.nodes:
             if node.honest:
-                self.checker.alive(node.slot, heights[node.slot], GROWTH_MIN)
+                self.checker.alive(node.slot, heights[node.slot], growth_min)
                 self.checker.kept(node.slot, top)
         tips = [self.checker.tips[node.slot][0] for node in self.nodes if node.honest]
         if max(tips) - min(tips) > 6:
@@ -206,10 +211,47 @@ class World:
         self.counts["epoch changes"] += len(self.checker.ends)
         self.trace.update(repr(sorted(self.checker.agreed.items())).encode())
 
-    def _run_calm(self, heal_ms: int, goals: dict[int, int]) -> None:
+    def _recover(self, heal_ms: int, goals: dict[int, int]) -> bool:
+        """Run the healed network until its nodes can be judged; False if for all that time there was no fair chance.
+
+        Who has not recovered is given more time for as long as the rounds go on and their leaders allow nothing.
+        """
+        calm_ms = self.schedule.calm_ms
+        healed = before = self._places()
+        for calm in range(1, CALM_TIMES_MAX + 1):
+            self._run_calm(heal_ms, heal_ms + calm * calm_ms, goals)
+            now = self._places()
+            stuck = any(place <= before.get(slot, (0, 0)) for slot, place in now.items())
+            if not self._behind(goals) or stuck or self._chances(healed, now) >= CHANCES_MIN:
+                return True
+            self.counts["longer calms"] += 1
+            before = now
+        self.counts["without a fair chance"] += 1
+        return False
+
+    def _behind(self, goals: dict[int, int]) -> list[int]:
+        """Slots of the honest nodes that have not recovered."""
+        tips = self.checker.tips
+        return [node.slot for node in self.nodes if node.honest and tips[node.slot][0] < goals[node.slot]]
+
+    def _places(self) -> dict[int, tuple[int, int]]:
+        """Epoch and round of each honest node, by slot."""
+        return {
+            node.slot: (node.epoch, node.replica.round) for node in self.nodes if node.honest and node.replica
+        }
+
+    def _chances(self, healed: dict[int, tuple[int, int]], now: dict[int, tuple[int, int]]) -> int:
+        """How often since the network healed a block was sure to be committed, in the epoch of the last node."""
+        slot, (epoch, round_) = min(now.items(), key=lambda row: row[1])
+        first_epoch, first = healed.get(slot, (0, 0))
+        able = {node.key for node in self.nodes if node.honest}
+        members = self.succession.sets[epoch]
+        return chances(members, able, first + 1 if first_epoch == epoch else 1, round_)
+
+    def _run_calm(self, heal_ms: int, end_ms: int, goals: dict[int, int]) -> None:
         """Run on a healed network until every honest node has recovered and the chain is long enough, or time is up."""
-        end_ms, heights_min = heal_ms + self.schedule.calm_ms, self.schedule.heights_min
-        behind = [node.slot for node in self.nodes if node.honest]
+        heights_min = self.schedule.heights_min
+        behind = self._behind(goals)
         seen = -1
         while self._events and self._events[0][0] < end_ms:
             self._next_event()
