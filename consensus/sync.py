@@ -19,7 +19,7 @@ from consensus.voting import send_vote
 
 SYNC_BLOCKS_MAX = 64
 """Blocks in one `BlocksSynced`: it bounds how long one step takes (about half a millisecond a block)."""
-BEHIND_REPEAT_MS = 2_000
+BEHIND_REPEAT_MS = 500
 
 
 def on_synced(core: Core, event: BlocksSynced) -> None:

@@ -52,3 +52,11 @@ def test_who_stands_still_through_its_chances_is_blamed() -> None:
     with pytest.raises(Violation, match="stands at height"):
         world.run()
     assert world.counts["longer calms"] <= 1
+
+
+def test_an_observer_whose_first_hint_of_an_epoch_is_a_liars_asks_others_soon() -> None:
+    """Found by a campaign: it asked the liar first, then nobody for two seconds, and ended seven blocks behind."""
+    schedule, counts, _ = run_one(7, 20672)
+    assert schedule.misdeeds == ("equivocator",)
+    assert schedule.observers == 1
+    assert counts["heights"] >= 20
