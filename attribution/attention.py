@@ -1,4 +1,4 @@
-"""Causal attention with grouped queries, forward and backward, one sequence at a time.
+"""Causal attention with grouped queries, forward and backward: `attention` and `attention_backward` for all sequences.
 
 docs/exact-arithmetic.md, "Attention", is the specification. Products are in binary64, where sums of products of
 14-bit integers are exact; narrow operands come first (V^T P^T rather than P V), which is faster.
@@ -6,14 +6,20 @@ docs/exact-arithmetic.md, "Attention", is the specification. Products are in bin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from attribution.exact.backends import fused_serves
 from attribution.exact.elementary import exp_
 from attribution.exact.quantisation import Block, to_grid
-from attribution.exact.reductions import grid_sum
+from attribution.exact.reductions import fsum, grid_sum
+
+if TYPE_CHECKING:
+    from attribution.exact.fused.steps import Attended
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +36,34 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the backward pass of one sequence needs: p (Hk, M, T) and heads, whose `value` is the values' part only."""
+    """What the backward pass of one sequence needs: p (Hk, M, T), heads, whose `value` is the values' part only, and what is hidden (T, T)."""
 
     heads: Heads
     p: Tensor
+    hidden: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class CausalMask:
-    """`bias` 0 or -infinity and `keep` 1 or 0, float32 (T, T) for the longest sequence; shorter ones take a corner."""
+    """`hidden`, whether a key is later than its query, and `keep`, float32 1 or 0; (T, T) for the longest sequence, shorter ones take a corner."""
 
-    bias: Tensor
+    hidden: Tensor
     keep: Tensor
 
     @classmethod
     def of(cls, length: int, device: torch.device) -> CausalMask:
         """Mask of `length` positions."""
         keep = torch.ones(length, length, device=device).tril_()
-        bias = torch.zeros_like(keep).masked_fill_(keep == 0.0, float("-inf"))
-        return cls(bias, keep)
+        return cls(keep == 0.0, keep)
 
 
-def probabilities(scores: Tensor, bias: Tensor | None, keep: Tensor | None) -> Tensor:
-    """Unnormalised exp(S - max S) in place on float32 scores; masked entries are exact zeros."""
-    if bias is not None:
-        scores.add_(bias)
+def probabilities(scores: Tensor, hidden: Tensor | None, keep: Tensor | None) -> Tensor:
+    """Unnormalised exp(S - max S) in place on float32 scores; masked entries are exact zeros.
+
+    They are overwritten, not added to: a score beyond binary32 that no query may see must not refuse the row.
+    """
+    if hidden is not None:
+        scores.masked_fill_(hidden, float("-inf"))
     exp_(scores.sub_(scores.amax(-1, keepdim=True)))
     return scores if keep is None else scores.mul_(keep)
 
@@ -92,11 +101,11 @@ def attend(
     m = heads // kv * t
     wide = torch.bmm(h.value[:heads].view(kv, m, width), h.value[heads : heads + kv].transpose(1, 2))
     scores = wide.float().view(heads, t, t)
-    p = probabilities(scores, mask.bias[:t, :t], mask.keep[:t, :t]).view(kv, m, t)
+    p = probabilities(scores, mask.hidden[:t, :t], mask.keep[:t, :t]).view(kv, m, t)
     o, den = weigh(p, h.q64[heads + kv :], h.scale[heads + kv :].transpose(1, 2), wide)
     out.copy_(o.view(heads, t, width).transpose(0, 1))
     den_out.copy_(den.view(heads, t, 1).transpose(0, 1))
-    return Saved(Heads(h.q64, h.scale, h.value[heads + kv :]), p) if save else None
+    return Saved(Heads(h.q64, h.scale, h.value[heads + kv :]), p, mask.hidden[:t, :t]) if save else None
 
 
 def attend_backward(g: Heads, dots: Tensor, saved: Saved, heads: int, kv: int, out: Tensor) -> None:
@@ -108,6 +117,8 @@ def attend_backward(g: Heads, dots: Tensor, saved: Saved, heads: int, kv: int, o
     h, p, m = saved.heads, saved.p, heads // kv * t
     wide = torch.bmm(g.value.view(kv, m, width), h.value.transpose(1, 2))
     ds = wide.float().sub_(dots.view(kv, m, 1)).mul_(p)
+    # Beyond binary32 times the zero of a hidden key would be NaN.
+    ds.view(heads, t, t).masked_fill_(saved.hidden, 0.0)
     q, scale = to_grid(ds * h.scale[heads : heads + kv].transpose(1, 2))
     keys = h.q64[heads : heads + kv].transpose(1, 2)
     dq = torch.bmm(keys, wide.copy_(q).transpose(1, 2)).mul_(scale.double().transpose(1, 2))
@@ -124,3 +135,53 @@ def _over_queries(x: Tensor, rows: Tensor, wide: Tensor, nonnegative: bool = Fal
     """Exact sum over queries of rows (B, M, width), float64 integers, times x (B, M, T): float64 (B, width, T)."""
     q, scale = to_grid(x, 1, nonnegative)
     return torch.bmm(rows.transpose(1, 2), wide.copy_(q)).mul_(scale.double())
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """What the backward pass of several sequences needs: their spans of rows, `Saved` each, outputs (rows, H, width), den (rows, H, 1)."""
+
+    spans: Sequence[tuple[int, int]]
+    saved: list[Saved]
+    o: Tensor
+    den: Tensor
+
+
+def attention(
+    x: Tensor, heads: int, spans: Sequence[tuple[int, int]], save: bool, mask: CausalMask | None = None
+) -> tuple[Tensor, Sequences | Attended]:
+    """(outputs (rows, H, width), what `attention_backward` needs if `save`) for projected x (rows, H + 2 Hk, width).
+
+    `mask` is for the longest sequence; without it one is made where one is needed.
+    """
+    if fused_serves(x):
+        from attribution.exact.fused import steps
+
+        return steps.attend(x, heads, spans, save)
+    if mask is None:
+        mask = CausalMask.of(max(j - i for i, j in spans), x.device)
+    kv, block, saved = (x.shape[1] - heads) // 2, Block.of(x), list[Saved]()
+    o = torch.empty(x.shape[0], heads, x.shape[2], device=x.device)
+    den = torch.empty(x.shape[0], heads, 1, device=x.device)
+    for i, j in spans:
+        kept = attend(Block(block.q[i:j], block.scale[i:j]), heads, kv, mask, o[i:j], den[i:j], save)
+        if kept is not None:
+            saved.append(kept)
+    return o, Sequences(spans, saved, o, den)
+
+
+def attention_backward(do: Tensor, kept: Sequences | Attended) -> Tensor:
+    """(rows, H + 2 Hk, width): gradients of the scaled, rotated queries, of keys and of values, from those of the outputs."""
+    if not isinstance(kept, Sequences):
+        from attribution.exact.fused import steps
+
+        return steps.attend_backward(do, kept)
+    heads = do.shape[1]
+    block = Block.of(do / kept.den)
+    dots = fsum(block.value * kept.o).float()
+    kv = kept.saved[0].heads.q64.shape[0] - heads >> 1
+    dy = torch.empty(do.shape[0], heads + 2 * kv, do.shape[2], device=do.device)
+    for (i, j), saved in zip(kept.spans, kept.saved, strict=True):
+        g = heads_first(Block(block.q[i:j], block.scale[i:j]))
+        attend_backward(g, dots[i:j].transpose(0, 1).contiguous(), saved, heads, kv, dy[i:j])
+    return dy

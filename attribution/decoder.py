@@ -8,17 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from attribution.attention import CausalMask, Saved, attend, attend_backward, heads_first
+from attribution.attention import CausalMask, Sequences, attention, attention_backward
 from attribution.errors import BadTokens, ContextTooLong
+from attribution.exact.backends import fused_serves
 from attribution.exact.elementary import divide_, exp_, log, sigmoid, sqrt
 from attribution.exact.quantisation import Block
 from attribution.exact.reductions import fsum, grid_sum, sum_of_squares
-from attribution.linear import Frozen, Lora, NarrowBlock, group_backward, group_forward
+from attribution.linear import Frozen, Lora, NarrowBlock, Quantised, group_backward, group_forward
 from attribution.model import Base
+
+if TYPE_CHECKING:
+    from attribution.exact.fused.steps import Attended
 
 LOSS_BITS = 30
 Bound = list[tuple[Lora | None, ...]]
@@ -38,11 +43,11 @@ class Visited:
     frozen: Frozen
     lora: Lora
     x: Tensor
-    x_block: NarrowBlock
+    x_block: Quantised
     u: Tensor
     h: Tensor
     dy: Tensor
-    dy_block: NarrowBlock
+    dy_block: Quantised
     dh: Tensor
     dh_scaled: Tensor
 
@@ -52,7 +57,7 @@ class LinearTape:
     """One group's input and adapter activations."""
 
     x: Tensor
-    block: NarrowBlock
+    block: Quantised
     u: Tensor | None = None
     h: Tensor | None = None
 
@@ -63,11 +68,9 @@ class LayerTape:
 
     norms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     linears: list[LinearTape] = field(default_factory=list)
-    attention: list[Saved | None] = field(default_factory=list)
+    attention: Sequences | Attended | None = None
     head_norms: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    den: Tensor | None = None
-    gate: Tensor | None = None
-    up: Tensor | None = None
+    wide: Tensor | None = None
     sigmoid: Tensor | None = None
 
 
@@ -84,6 +87,10 @@ class Tape:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """(y, (x_hat, inverse)): y = (x * inverse) * weight, inverse = 1 / fl32(sqrt(mean of squares + eps))."""
+    if fused_serves(x):
+        from attribution.exact.fused import steps
+
+        return steps.rms_norm(x, weight, eps)
     mean = divide_(sum_of_squares(x), float(x.shape[-1])).add_(eps).float()
     inverse = sqrt(mean).reciprocal_()
     x_hat = x * inverse
@@ -92,6 +99,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, tuple[Tenso
 
 def rms_norm_backward(dy: Tensor, weight: Tensor, saved: tuple[Tensor, Tensor]) -> Tensor:
     """Dx = (dy w - x_hat mean(dy w x_hat)) * inverse."""
+    if fused_serves(dy):
+        from attribution.exact.fused import steps
+
+        return steps.rms_norm_backward(dy, weight, saved)
     x_hat, inverse = saved
     u = dy * weight
     s = divide_(fsum(u * x_hat), float(u.shape[-1])).float()
@@ -110,6 +121,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def linear(frozen: Frozen, lora: Lora | None, x: Tensor, tape: LayerTape | None) -> Tensor:
     """One group's outputs for x (rows, in)."""
+    if fused_serves(x):
+        from attribution.exact.fused.layers import Rows
+
+        rows = Rows.of(x)
+        y, u, h = group_forward(frozen, lora, rows)
+        if tape is not None:
+            tape.linears.append(LinearTape(x, rows, u, h))
+        return y
     block = Block.of(x)
     y, u, h = group_forward(frozen, lora, block)
     if tape is not None:
@@ -124,13 +143,24 @@ def feed_forward(
     layer = base.layers[i]
     y, norm = rms_norm(x, layer.norms[1], base.eps)
     wide = linear(layer.groups[2], loras[2], y, tape)
-    gate, up = wide[:, : base.config.intermediate_size], wide[:, base.config.intermediate_size :]
-    s = sigmoid(gate.contiguous())
-    out = linear(layer.groups[3], loras[3], (gate * s).mul_(up), tape)
+    mixed, s = swiglu(wide)
+    out = linear(layer.groups[3], loras[3], mixed, tape)
     if tape is not None:
         tape.norms.append(norm)
-        tape.gate, tape.up, tape.sigmoid = gate, up, s
+        tape.wide, tape.sigmoid = wide, s
     return out
+
+
+def swiglu(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """(silu(gate) * up, sigmoid(gate)), both (rows, f), of wide (rows, 2 f), gate first."""
+    if fused_serves(wide):
+        from attribution.exact.fused import steps
+
+        return steps.swiglu(wide)
+    f = wide.shape[1] // 2
+    gate, up = wide[:, :f], wide[:, f:]
+    s = sigmoid(gate.contiguous())
+    return (gate * s).mul_(up), s
 
 
 def project(
@@ -154,8 +184,13 @@ def project(
             part.copy_(normed)
             if tape is not None:
                 tape.head_norms.append(saved)
-    turned.copy_(rotate(turned, cos, sin))
-    out[:, : c.num_attention_heads].mul_(score_scale(base))
+    if fused_serves(out):
+        from attribution.exact.fused import steps
+
+        steps.turn(out, cos, sin, turned.shape[1], c.num_attention_heads, score_scale(base))
+    else:
+        turned.copy_(rotate(turned, cos, sin))
+        out[:, : c.num_attention_heads].mul_(score_scale(base))
     if tape is not None:
         tape.norms.append(norm)
     return out
@@ -193,7 +228,7 @@ def check_ids(base: Base, sequences: Sequence[Sequence[int]]) -> None:
 
 def forward(base: Base, bound: Bound, sequences: Sequence[Sequence[int]], save: bool) -> tuple[Tensor, Tape]:
     """Final normed hidden states (rows, hidden) of the flattened sequences, and the tape (filled if `save`)."""
-    device, c = base.device, base.config
+    device = base.device
     lengths = [len(ids) for ids in sequences]
     spans, row = [], 0
     for n in lengths:
@@ -201,24 +236,18 @@ def forward(base: Base, bound: Bound, sequences: Sequence[Sequence[int]], save: 
         row += n
     ids = torch.tensor([t for s in sequences for t in s], dtype=torch.int64, device=device)
     position = torch.cat([torch.arange(n, device=device) for n in lengths])
-    mask = CausalMask.of(max(lengths), device)
+    mask = None if fused_serves(base.embedding) else CausalMask.of(max(lengths), device)
+    heads = base.config.num_attention_heads
     tape = Tape(base.rope[0][position], base.rope[1][position], spans)
     x = base.embedding[ids]
     for i, layer in enumerate(base.layers):
         record = LayerTape() if save else None
-        qkv = Block.of(project(base, i, bound[i], x, tape.cos, tape.sin, record))
-        o = torch.empty(row, c.num_attention_heads, c.head_dim, device=device)
-        dens = torch.empty(row, c.num_attention_heads, 1, device=device)
-        for start, stop in spans:
-            part = Block(qkv.q[start:stop], qkv.scale[start:stop])
-            out, den = o[start:stop], dens[start:stop]
-            saved = attend(part, c.num_attention_heads, c.num_key_value_heads, mask, out, den, save)
-            if record is not None:
-                record.attention.append(saved)
+        qkv = project(base, i, bound[i], x, tape.cos, tape.sin, record)
+        o, kept = attention(qkv, heads, spans, save, mask)
         x = x + linear(layer.groups[1], bound[i][1], o.view(row, -1), record)
         x = x + feed_forward(base, i, bound[i], x, record)
         if record is not None:
-            record.den = dens
+            record.attention = kept
             tape.layers.append(record)
     y, tape.norm = rms_norm(x, base.tensors["model.norm.weight"], base.eps)
     return y, tape
@@ -226,7 +255,7 @@ def forward(base: Base, bound: Bound, sequences: Sequence[Sequence[int]], save: 
 
 def head(base: Base, hidden: Tensor) -> Tensor:
     """Logits (rows, vocab), float32."""
-    return base.head.forward(Block.of(hidden))
+    return linear(base.head, None, hidden, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,17 +269,26 @@ class Loss:
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Loss:
     """Negative log-likelihood of targets (rows); rows whose `weights` (float32, 0 or 1) are 0 count for nothing."""
     rows = torch.arange(logits.shape[0], device=logits.device)
-    top = logits.amax(-1, keepdim=True)
-    p = exp_(logits - top)
-    den = grid_sum(p)
+    p, top, den = _probabilities(logits)
     chosen = logits[rows, targets].double()
     loss = (log(den)[:, 0] + top[:, 0].double() - chosen).mul_(2.0**LOSS_BITS).round_().to(torch.int64)
-    p.div_(den.float())
     p[rows, targets] -= 1.0
     if weights is not None:
         p.mul_(weights[:, None])
         loss = loss * weights.to(torch.int64)
     return Loss(loss, p)
+
+
+def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, top, den): p = exp(logits - top) / fl32(den) (rows, vocab), den float64; the last two (rows, 1)."""
+    if fused_serves(logits):
+        from attribution.exact.fused import steps
+
+        return steps.probabilities(logits)
+    top = logits.amax(-1, keepdim=True)
+    p = exp_(logits - top)
+    den = grid_sum(p)
+    return p.div_(den.float()), top, den
 
 
 def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit) -> None:
@@ -259,16 +297,23 @@ def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit
     norm_weight = base.tensors["model.norm.weight"]
     if tape.norm is None:
         raise BadTokens("the forward pass was not saved")
-    dx = base.head.backward(Block.of(dlogits * base.head.scale))
+    dx = group_backward(base.head, None, dlogits).dx
     dx = rms_norm_backward(dx, norm_weight, tape.norm)
     heads, kv = c.num_attention_heads, c.num_key_value_heads
     for i in range(c.num_hidden_layers - 1, -1, -1):
         layer, record = base.layers[i], tape.layers[i]
         dx = dx + _feed_forward_backward(base, i, bound, record, dx, visit)
         do = linear_backward(base, i, 1, bound, record.linears[1], dx, visit).view(-1, heads, c.head_dim)
-        dy = _attention_backward(do, tape, record, heads, kv)
-        dy[:, :heads].mul_(score_scale(base))
-        dy[:, : heads + kv] = rotate(dy[:, : heads + kv], tape.cos, -tape.sin)
+        if record.attention is None:
+            raise BadTokens("the forward pass was not saved")
+        dy = attention_backward(do, record.attention)
+        if fused_serves(dy):
+            from attribution.exact.fused import steps
+
+            steps.turn_back(dy, tape.cos, tape.sin, heads + kv, heads, score_scale(base))
+        else:
+            dy[:, :heads].mul_(score_scale(base))
+            dy[:, : heads + kv] = rotate(dy[:, : heads + kv], tape.cos, -tape.sin)
         if layer.head_norms is not None:
             parts = _queries_and_keys(base, dy)
             for weight, part, kept in zip(layer.head_norms, parts, record.head_norms, strict=True):
@@ -278,37 +323,32 @@ def backward(base: Base, bound: Bound, tape: Tape, dlogits: Tensor, visit: Visit
             dx = dx + rms_norm_backward(dy, layer.norms[0], record.norms[0])
 
 
-def _attention_backward(do: Tensor, tape: Tape, record: LayerTape, heads: int, kv: int) -> Tensor:
-    """(rows, H + 2 Hk, width): gradients of the scaled, rotated queries, of keys and of values."""
-    if record.den is None:
-        raise BadTokens("the forward pass was not saved")
-    block = Block.of(do.div_(record.den))
-    dots = fsum(block.value * record.linears[1].x.view(do.shape)).float()
-    dy = torch.empty(do.shape[0], heads + 2 * kv, do.shape[2], device=do.device)
-    for (start, stop), saved in zip(tape.spans, record.attention, strict=True):
-        if saved is None:
-            raise BadTokens("the forward pass was not saved")
-        g = heads_first(Block(block.q[start:stop], block.scale[start:stop]))
-        dot = dots[start:stop].transpose(0, 1).contiguous()
-        attend_backward(g, dot, saved, heads, kv, dy[start:stop])
-    return dy
-
-
 def _feed_forward_backward(
     base: Base, i: int, bound: Bound, record: LayerTape, dx: Tensor, visit: Visit
 ) -> Tensor:
-    gate, up, s = record.gate, record.up, record.sigmoid
-    if gate is None or up is None or s is None:
+    wide, s = record.wide, record.sigmoid
+    if wide is None or s is None:
         raise BadTokens("the forward pass was not saved")
     dm = linear_backward(base, i, 3, bound, record.linears[3], dx, visit)
-    f = base.config.intermediate_size
-    dy = torch.empty(dx.shape[0], 2 * f, device=dx.device)
+    dy = swiglu_backward(dm, wide, s)
+    dy = linear_backward(base, i, 2, bound, record.linears[2], dy, visit)
+    return rms_norm_backward(dy, base.layers[i].norms[1], record.norms[1])
+
+
+def swiglu_backward(dm: Tensor, wide: Tensor, s: Tensor) -> Tensor:
+    """Gradient (rows, 2 f) of `swiglu` by wide, from that of its output and the sigmoid s."""
+    if fused_serves(dm):
+        from attribution.exact.fused import steps
+
+        return steps.swiglu_backward(dm, wide, s)
+    f = wide.shape[1] // 2
+    gate, up = wide[:, :f], wide[:, f:]
+    dy = torch.empty(wide.shape, device=dm.device)
     # silu' = s (1 + gate (1 - s))
     slope = torch.sub(1.0, s).mul_(gate).add_(1.0).mul_(s)
     torch.mul(dm * up, slope, out=dy[:, :f])
     torch.mul(dm, gate * s, out=dy[:, f:])
-    dy = linear_backward(base, i, 2, bound, record.linears[2], dy, visit)
-    return rms_norm_backward(dy, base.layers[i].norms[1], record.norms[1])
+    return dy
 
 
 def linear_backward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,26 +22,44 @@ from attribution.decoder import (
     rms_norm,
 )
 from attribution.errors import ContextTooLong
+from attribution.exact.backends import family_for
 from attribution.exact.elementary import argmax
 from attribution.exact.quantisation import Block
 from attribution.generation_rows import NarrowRows, narrow_rows_serve
 from attribution.model import Base
 
+if TYPE_CHECKING:
+    from attribution.exact.fused.steps import Cache
+
 
 class LayerCache:
     """One layer's keys (dequantised), values (integers) and the values' scales, preallocated for n positions."""
 
-    def __init__(self, base: Base, tokens_max: int) -> None:
-        heads, width = base.config.num_key_value_heads, base.config.head_dim
-        self.keys = torch.zeros(heads, tokens_max, width, dtype=torch.float64, device=base.device)
+    def __init__(self, kv: int, width: int, tokens_max: int, device: torch.device) -> None:
+        self.keys = torch.zeros(kv, tokens_max, width, dtype=torch.float64, device=device)
         self.values = torch.zeros_like(self.keys)
-        self.scales = torch.zeros(heads, 1, tokens_max, device=base.device)
+        self.scales = torch.zeros(kv, 1, tokens_max, device=device)
+
+    def attend(self, x: Tensor, heads: int, start: int) -> Tensor:
+        """Append projected x (rows, H + 2 Hk, width) at position `start`; outputs (rows, H * width) over all positions up to each."""
+        new = heads_first(Block.of(x))
+        self.write(new, self.keys.shape[0], start, start + x.shape[0])
+        return _attend_cached(new, heads, self, start)
 
     def write(self, heads: Heads, kv: int, start: int, stop: int) -> None:
         """Store the keys and values of positions start..stop out of quantised (H + 2 Hk, rows, width)."""
         self.keys[:, start:stop] = heads.value[-2 * kv : -kv]
         self.values[:, start:stop] = heads.q64[-kv:]
         self.scales[:, 0, start:stop] = heads.scale[-kv:, :, 0]
+
+
+def cache_of(kv: int, width: int, tokens_max: int, device: torch.device) -> LayerCache | Cache:
+    """One layer's cache for `tokens_max` positions of `kv` key heads, in the form of the way in force on `device`."""
+    if family_for(device) != "fused":
+        return LayerCache(kv, width, tokens_max, device)
+    from attribution.exact.fused.steps import Cache
+
+    return Cache(kv, width, tokens_max)
 
 
 class Session:
@@ -52,7 +71,9 @@ class Session:
         self.tokens_max = min(tokens_max, base.config.max_position_embeddings)
         self.length = 0
         self._narrow: NarrowRows | None = None
-        self.caches = [LayerCache(base, self.tokens_max) for _ in base.layers]
+        c = base.config
+        kept = (c.num_key_value_heads, c.head_dim, self.tokens_max, base.device)
+        self.caches = [cache_of(*kept) for _ in base.layers]
 
     def extend(self, ids: Sequence[int]) -> Tensor:
         """Feed ids (at least one) and return logits (vocab,) after the last. Raises ContextTooLong, BadTokens."""
@@ -69,9 +90,7 @@ class Session:
                 qkv = narrow.project(i, x, cos, sin)
             else:
                 qkv = project(base, i, self.bound[i], x, cos, sin, None)
-            heads = heads_first(Block.of(qkv))
-            self.caches[i].write(heads, base.config.num_key_value_heads, start, stop)
-            o = _attend_cached(heads, base.config.num_attention_heads, self.caches[i], start)
+            o = self.caches[i].attend(qkv, base.config.num_attention_heads, start)
             if narrow is not None:
                 x = x + narrow.groups[i][1].forward(o)
                 x = x + narrow.feed_forward(i, x)
@@ -97,13 +116,13 @@ def _attend_cached(new: Heads, heads: int, cache: LayerCache, start: int) -> Ten
     kv, stop = cache.keys.shape[0], start + rows
     q = new.value[:heads].view(kv, heads // kv * rows, width)
     wide = torch.bmm(q, cache.keys[:, :stop].transpose(1, 2))
-    bias = keep = None
+    hidden = keep = None
     if rows > 1:
         position = torch.arange(stop, device=q.device)
         visible = position[None, :] <= position[start:, None]
-        bias = torch.zeros(rows, stop, device=q.device).masked_fill_(~visible, float("-inf"))
+        hidden = ~visible
         keep = visible.float()
-    p = probabilities(wide.float().view(heads, rows, stop), bias, keep).view(wide.shape)
+    p = probabilities(wide.float().view(heads, rows, stop), hidden, keep).view(wide.shape)
     o, _ = weigh(p, cache.values[:, :stop], cache.scales[:, :, :stop], wide)
     return o.view(heads, rows, width).transpose(0, 1).reshape(rows, heads * width)
 

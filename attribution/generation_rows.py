@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attribution.decoder import Bound, rms_norm, rotate, score_scale
-from attribution.exact.backends import BACKENDS, chosen_backend
+from attribution.exact.backends import BACKENDS, chosen_backend, family_for
 from attribution.exact.elementary import sigmoid
 from attribution.exact.quantisation import to_grid, value64
 from attribution.linear import Frozen, Lora
@@ -24,6 +24,8 @@ NUMBERS_MAX = 1 << 17
 def narrow_rows_serve(base: Base) -> bool:
     """Whether every group of `base` is narrow, its home is the CPU, and binary64 is right there and not chosen against."""
     if base.device.type != "cpu" or "fp64" not in BACKENDS or chosen_backend() not in (None, "fp64"):
+        return False
+    if family_for(base.device) == "fused":
         return False
     return all(frozen.q.numel() <= NUMBERS_MAX for layer in base.layers for frozen in layer.groups)
 

@@ -8,6 +8,8 @@ result here is binary32 nearest to an exact real sum, whatever way it is compute
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from attribution.exact.backends import BACKENDS, chosen_backend, family_for
 from attribution.exact.bits import pow2
 from attribution.exact.products import int8_mm, limbs, product_fp32, product_int8
 from attribution.exact.quantisation import Block, to_grid, value64
+
+if TYPE_CHECKING:
+    from attribution.exact.fused.layers import Factors, Rows, Weights
 
 # A binary32 sum of products of a 14-bit integer by weights is exact while 2^13 * (sum of |weights|) <= 2^24.
 FP32_L1_MAX = 1 << 11
@@ -54,10 +59,25 @@ class Frozen:
         self.scale = pow2(e)
         self.unscale = pow2(-e)
         self._cache: dict[str, list[tuple[int, int, Tensor]]] = {}
+        self._packed: dict[bool, Weights] = {}
+
+    def packed(self, forward: bool) -> Weights:
+        """The operand of fused kernels for one direction, made on first use; that of `forward` brings the bias."""
+        if forward not in self._packed:
+            from attribution.exact.fused.layers import Weights
+
+            self._packed[forward] = (
+                Weights.of(self.q, self.scale, self.bias) if forward else Weights.of(self.q.t(), None, None)
+            )
+        return self._packed[forward]
 
     def forward(self, x: Block, out: Tensor | None = None) -> Tensor:
-        """float32 (M, N) for x (M, K), in `out` if given."""
+        """float32 (M, N) for x (M, K), in `out` if given, without the bias."""
         y = torch.empty(x.q.shape[0], self.q.shape[0], device=x.q.device) if out is None else out
+        if family_for(x.q.device) == "fused":
+            from attribution.exact.fused.layers import Rows
+
+            return self.packed(True).times(Rows.taken(x.q, x.scale), None, y, biased=False)
         if self.wide:
             s = _wide_sum(x.q, self._operands("wide")[0][2].t())
             return y.copy_(s.mul_(x.scale64).mul_(self.scale.double()))
@@ -73,6 +93,10 @@ class Frozen:
     def backward(self, dy: Block, out: Tensor | None = None) -> Tensor:
         """float32 (M, K) for dy (M, N), already scaled by the rows' powers of two, in `out` if given."""
         dx = torch.empty(dy.q.shape[0], self.q.shape[1], device=dy.q.device) if out is None else out
+        if family_for(dy.q.device) == "fused":
+            from attribution.exact.fused.layers import Rows
+
+            return self.packed(False).times(Rows.taken(dy.q, dy.scale), None, dx)
         if self.wide:
             return dx.copy_(_wide_sum(dy.q, self._operands("wide")[0][2]).mul_(dy.scale64))
         family = family_for(dy.q.device)
@@ -154,24 +178,53 @@ class Lora:
     a (modules * r, in) stacks the modules' A; b (r, out of the adapted modules) holds their B transposed, side by side.
     `spans` are the modules' output columns within the group. The scale s = alpha / r, as binary32, multiplies u = A x.
     Everything of rank width is kept with the rank first, (modules * r, rows): narrow binary64 products run twice
-    as fast that way.
+    as fast that way. Operands are made on first use, so a and b must stay as they are.
     """
 
     def __init__(
         self, a: Tensor, b: Tensor, spans: list[tuple[int, int]], scale: float, base: Frozen
     ) -> None:
+        self.a, self.b = a, b
         self.spans = spans
         self.rank = b.shape[0]
+        self.outs = base.q.shape[0]
         self.packed = pack(spans)
-        self.covers_all = b.shape[1] == base.q.shape[0]
+        self.covers_all = b.shape[1] == self.outs
         self.scale = torch.tensor(scale, dtype=torch.float32)
-        unscale = base.unscale if self.covers_all else torch.cat([base.unscale[i:j] for i, j in spans])
-        self.unscale64 = unscale.double()
-        self.a_rows = value64(a, 1)
-        self.a_columns = value64(a, 0)
-        self.b_rows = value64(b, 0)
-        scaled = b * unscale
-        self.b_columns = [value64(scaled[:, i:j], 1) for i, j in self.packed]
+        self.unscale = base.unscale if self.covers_all else torch.cat([base.unscale[i:j] for i, j in spans])
+
+    @cached_property
+    def unscale64(self) -> Tensor:
+        """2^-e of the adapted modules' rows of the base, side by side, float64."""
+        return self.unscale.double()
+
+    @cached_property
+    def a_rows(self) -> Tensor:
+        """A quantised along its inputs and dequantised, float64."""
+        return value64(self.a, 1)
+
+    @cached_property
+    def a_columns(self) -> Tensor:
+        """A quantised along its rank and dequantised, float64."""
+        return value64(self.a, 0)
+
+    @cached_property
+    def b_rows(self) -> Tensor:
+        """B quantised along its rank and dequantised, float64."""
+        return value64(self.b, 0)
+
+    @cached_property
+    def b_columns(self) -> list[Tensor]:
+        """Each module's B, less the base rows' powers of two, quantised along its outputs and dequantised, float64."""
+        scaled = self.b * self.unscale
+        return [value64(scaled[:, i:j], 1) for i, j in self.packed]
+
+    @cached_property
+    def fused(self) -> Factors:
+        """The same for fused kernels."""
+        from attribution.exact.fused.layers import Factors
+
+        return Factors(self)
 
     def down(self, x: Block) -> tuple[Tensor, Tensor, Tensor]:
         """(u, h, h quantised) for x (M, K): u = A x and h = s u, float32 (modules * r, M); the last in float64."""
@@ -205,8 +258,14 @@ class Lora:
         return g, gs
 
 
-def group_forward(frozen: Frozen, lora: Lora | None, x: Block) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def group_forward(
+    frozen: Frozen, lora: Lora | None, x: Block | Rows
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(y (M, N), u, h) of one group; u and h are None without an adapter. Wide rows are made a few at a time."""
+    if not isinstance(x, Block) or family_for(x.q.device) == "fused":
+        from attribution.exact.fused import layers
+
+        return layers.group_forward(frozen, lora, layers.rows_of(x))
     y = torch.empty(x.q.shape[0], frozen.q.shape[0], device=x.q.device)
     u = h = rows = None
     if lora is not None:
@@ -225,9 +284,21 @@ class GroupGradient:
     """dx (M, K) and, with an adapter, dy as quantised (q64 float64, scale), dh = B^T dy and s dh (rank first)."""
 
     dx: Tensor
-    dy: NarrowBlock
+    dy: Quantised
     dh: Tensor | None
     dh_scaled: Tensor | None
+
+
+class Quantised(Protocol):
+    """A quantised matrix however it is held: q64 float64 integers (M, N), scale float32 (M, 1)."""
+
+    @property
+    def q64(self) -> Tensor:
+        """The integers."""
+
+    @property
+    def scale(self) -> Tensor:
+        """2^e of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +311,11 @@ class NarrowBlock:
 
 def group_backward(frozen: Frozen, lora: Lora | None, dy: Tensor) -> GroupGradient:
     """Gradient of one group by its input, from dy (M, N); wide rows are handled a few at a time."""
+    if family_for(dy.device) == "fused":
+        from attribution.exact.fused import layers
+
+        rows = layers.Rows.of(dy, frozen.scale)
+        return GroupGradient(*layers.group_backward(frozen, lora, rows))
     m, n = dy.shape
     dx = torch.empty(m, frozen.q.shape[1], device=dy.device)
     q64 = torch.empty(m if lora is not None else 0, n, dtype=torch.float64, device=dy.device)
@@ -268,13 +344,17 @@ def pack(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
-def contract(lora: Lora, x: NarrowBlock, h: Tensor, dy: NarrowBlock, gs: Tensor) -> tuple[Tensor, Tensor]:
+def contract(lora: Lora, x: Quantised, h: Tensor, dy: Quantised, gs: Tensor) -> tuple[Tensor, Tensor]:
     """Parameter gradients of one group over all rows: dA = (s g)^T x (modules * r, in), dB^T = (s u)^T dy (r, out).
 
     float32, each the exact real sum rounded once. The contraction runs over tokens, so each token's power of two is
     folded into the narrow operand, which is then quantised along tokens (docs/exact-arithmetic.md, "Folding"). Rows
     may come in any order, and shards may be summed as integers once they agree on the maxima.
     """
+    if family_for(gs.device) == "fused":
+        from attribution.exact.fused import layers
+
+        return layers.contract(lora, layers.rows_of(x), h, layers.rows_of(dy), gs)
     q, scale = to_grid(torch.cat([gs * x.scale.t(), h * dy.scale.t()]))
     q64, scale64 = q.double(), scale.double()
     width = lora.rank * len(lora.spans)

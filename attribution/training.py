@@ -17,7 +17,8 @@ from torch import Tensor
 from attribution.adapter import Adapter, LoraModule, group_spans
 from attribution.decoder import Bound, Visited, backward, check_ids, cross_entropy, forward, head
 from attribution.errors import BadTokens, ContextTooLong
-from attribution.exact.bits import exponent_of, row_power
+from attribution.exact.backends import fused_serves
+from attribution.exact.bits import row_power
 from attribution.exact.elementary import divide_, sqrt
 from attribution.exact.random import permutation, uniform_floats
 from attribution.exact.reductions import SQUARE_BITS, round_to
@@ -126,6 +127,13 @@ class AdamW:
         """Update parameters in place: p <- p (1 - rate decay) - (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)) rate."""
         self.power1 *= self.beta1
         self.power2 *= self.beta2
+        if fused_serves(parameters):
+            from attribution.exact.fused import steps
+
+            kept = (self.beta1, 1.0 - self.beta1, self.beta2, 1.0 - self.beta2)
+            scalars = (1.0 - self.power1, 1.0 - self.power2, self.eps, 1.0 - rate * self.decay, rate)
+            steps.adamw(parameters, gradient, self.m, self.v, (*kept, *scalars))
+            return
         self.m.mul_(self.beta1).add_(gradient * (1.0 - self.beta1))
         self.v.mul_(self.beta2).add_((gradient * gradient).mul_(1.0 - self.beta2))
         root = sqrt(divide_(self.v.clone(), 1.0 - self.power2)).add_(self.eps)
@@ -152,16 +160,24 @@ def clip(gradient: Tensor, limit_micro: int) -> None:
     """
     if not limit_micro:
         return
-    grid = row_power(gradient).mul_(2.0 ** (1 - SQUARE_BITS))
-    q = round_to(gradient, grid)
-    starts = range(0, q.numel(), _SQUARES_PER_ROW)
-    total = sum(_integer_squares(q[i : i + _SQUARES_PER_ROW]) for i in starts)
-    unit = int(exponent_of(grid))
-    norm = Fraction(math.isqrt(total << 128), 1 << 64) * Fraction(2) ** unit
+    unit, total = _squares(gradient)
+    norm = Fraction(math.isqrt(total << 128), 1 << 64) * Fraction(unit)
     limit = Fraction(limit_micro, MICRO)
     if norm > limit:
         factor = limit / norm
         gradient.mul_(factor.numerator / factor.denominator)
+
+
+def _squares(gradient: Tensor) -> tuple[float, int]:
+    """(2^(E-20), sum of squares of the integers of 20 bits) of a flat gradient."""
+    if fused_serves(gradient):
+        from attribution.exact.fused import steps
+
+        return steps.norm_squares(gradient)
+    grid = row_power(gradient).mul_(2.0 ** (1 - SQUARE_BITS))
+    q = round_to(gradient, grid)
+    starts = range(0, q.numel(), _SQUARES_PER_ROW)
+    return float(grid), sum(_integer_squares(q[i : i + _SQUARES_PER_ROW]) for i in starts)
 
 
 def _integer_squares(q: Tensor) -> int:

@@ -3,7 +3,7 @@
 python -m benchmarks.attribution [--device cuda] [--epochs 4] [--quick] [--json]
 
 Per-example gradient factors, a training step and decoding on the shipped base (width 128) and on a random base of width 576 against
-`benchmarks.floating` (binary32 on a CPU, bf16 on a GPU), each the least of several runs in turn. Then the demo's path on the
+`benchmarks.floating` (binary32 on a CPU, bf16 on a GPU), each the least of several runs in turn, CPU time (on a GPU by the clock). Then the demo's path on the
 shipped base: training, index and queries in CPU seconds, memory and bytes.
 """
 
@@ -292,6 +292,7 @@ def demo_path(device: str, epochs: int, quick: bool) -> dict[str, float | int | 
 def measure(device: str = "cpu", epochs: int = 4, quick: bool = False) -> dict[str, Any]:
     """Everything: the machine, the ratios, the demo's path."""
     from attribution.checkpoint import load_base
+    from attribution.machine import describe
     from attribution.models import BASE_PATH
 
     set_up(device)
@@ -300,6 +301,7 @@ def measure(device: str = "cpu", epochs: int = 4, quick: bool = False) -> dict[s
     rows += beside_floating(wide_base(work.layers, device), device, work)
     return {
         "machine": machine(device),
+        "products_by": describe(device)["weights_by"],
         "ratios": rows,
         "demo": demo_path(device, 1 if quick else epochs, quick),
     }
@@ -310,6 +312,7 @@ def show(document: dict[str, Any]) -> None:
     for name, value in document["machine"].items():
         shown = ", ".join(value) or "none" if isinstance(value, list) else value
         print(f"{name:24} {shown}")
+    print(f"{'products_by':24} {document['products_by']}")
     print(
         f"\n{'what':14} {'width':>6} {'exact ms':>9} {'float ms':>9} {'ratio':>6} {'target':>6} {'tokens/s':>9}"
     )

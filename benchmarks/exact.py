@@ -5,7 +5,7 @@ python -m benchmarks.exact [--device cuda] [--quick] [--json]
 The layer has 7-bit weights (width by width) and quantises its input (M rows) to 14 bits in the measured time; every backend that passed
 the start-up check is measured. On a CPU it is held against binary32 torch: at most 0.6 of its time at widths 576 and 2048 and
 1.0 at 128, where the processor multiplies int8 numbers in hardware; elsewhere `target_applies` is false and the figures are told all
-the same. On a GPU: at most twice the time of bf16.
+the same. On a GPU: at most twice the time of bf16. `fused` takes part where its kernels are compiled: python -m attribution.exact.fused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attribution import exact
+from attribution.decoder import linear
 from attribution.exact.backends import chosen_backend, family_for
 from attribution.exact.products import PRODUCTS
 from attribution.exact.quantisation import Block
@@ -100,7 +101,7 @@ def _layer(backend: str, frozen: Frozen, x: Tensor) -> Tensor:
     before = chosen_backend()
     exact.set_backend(backend)
     try:
-        return frozen.forward(Block.of(x))
+        return linear(frozen, None, x, None)
     finally:
         exact.set_backend(before)
 

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: interleaved runs, the least of each, peak memory, and what the machine is."""
+"""How the benchmarks measure: interleaved runs, the least CPU time of each, peak memory, and what the machine is."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def set_up(device: str) -> None:
 def least(
     runs: Mapping[str, Callable[[], object]], device: str, seconds: float, count_min: int = 3
 ) -> dict[str, float]:
-    """Least wall seconds of each of `runs`, taken in turn so that what disturbs one disturbs all.
+    """Least seconds of each of `runs`, taken in turn so that what disturbs one disturbs all: of CPU (one thread), of a GPU by the clock.
 
-    Each runs once unmeasured, then `count_min` times, and on until all together took `seconds`.
+    Each runs once unmeasured, then `count_min` times, and on until all together took `seconds` by the clock.
     """
+    clock = time.perf_counter if device == "cuda" else time.process_time
     for run in runs.values():
         run()
     wait(device)
@@ -40,10 +41,10 @@ def least(
     began, count = time.perf_counter(), 0
     while count < count_min or (time.perf_counter() - began < seconds and count < RUNS_MAX):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             wait(device)
-            found[name] = min(found[name], time.perf_counter() - started)
+            found[name] = min(found[name], clock() - started)
         count += 1
     return found
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attribution.errors import BackendRefused, UnknownBackend
-from attribution.exact import elementary
+from attribution.exact import elementary, fused
 from attribution.exact.oracle import oracle_matmul
 from attribution.exact.oracle_functions import (
     oracle_cos_sin,
@@ -71,6 +71,8 @@ def selfcheck(names: tuple[str, ...] | None = None, strict: bool = True) -> tupl
         reports.append(_check(name, cases))
     if names is None:
         reports.extend(_check_functions(device) for device in devices())
+        if "fused" in BACKENDS:
+            reports.append(_check_kernels())
     for report in reports:
         if strict and report.failed_case is not None:
             raise BackendRefused(report.name, report.failed_case)
@@ -85,8 +87,8 @@ def _check(name: str, cases: list[tuple[str, Tensor, Tensor, Tensor]]) -> Backen
     for case, a, b, truth in cases:
         try:
             right = torch.equal(matmul_with(name, a, b).cpu().view(torch.int32), truth.view(torch.int32))
-        except RuntimeError:
-            # A kernel that is missing or refuses these shapes here: as unusable as a wrong one.
+        except Exception:
+            # A kernel that is missing, refuses these shapes or cannot be compiled here: as unusable as a wrong one.
             right = False
         if not right:
             failed = case
@@ -126,6 +128,18 @@ def _check_functions(device: str) -> BackendReport:
     return BackendReport(f"functions on {device}", device, failed, (time.perf_counter_ns() - started) // 1000)
 
 
+def _check_kernels() -> BackendReport:
+    """Every fused kernel against the torch path, which the other checks hold against plain integers."""
+    from attribution.exact.fused import probe
+
+    started, before = time.perf_counter_ns(), _chosen
+    try:
+        failed = probe.first_difference(set_backend, "fp64" if "fp64" in BACKENDS else "fp32")
+    finally:
+        set_backend(before)
+    return BackendReport("kernels on cpu", "cpu", failed, (time.perf_counter_ns() - started) // 1000)
+
+
 def _random(label: str, rows: int, columns: int) -> Tensor:
     q = uniform_integers(0, f"selfcheck {label}", rows * columns, 1 << 15).astype("float32") - 16384.0
     e = uniform_integers(0, f"selfcheck {label} exponent", rows * columns, 8).astype("float32")
@@ -133,7 +147,8 @@ def _random(label: str, rows: int, columns: int) -> Tensor:
 
 
 def _candidates() -> tuple[str, ...]:
-    return tuple(name for name, (device, _) in PRODUCTS.items() if device in devices())
+    there = (name for name, (device, _) in PRODUCTS.items() if device in devices())
+    return tuple(name for name in there if name != "fused" or fused.ready())
 
 
 def devices() -> tuple[str, ...]:
@@ -144,6 +159,8 @@ def devices() -> tuple[str, ...]:
 BACKENDS: tuple[str, ...] = ()
 BACKENDS = tuple(r.name for r in selfcheck(_candidates(), strict=False) if r.failed_case is None)
 _chosen: str | None = None
+# Of products by weights of 7 bits, on a CPU.
+_BY_SPEED = ("fused", "fp32")
 
 
 def set_backend(name: str | None) -> None:
@@ -184,8 +201,13 @@ def matmul(a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
     return matmul_with(name, a, b)
 
 
+def fused_serves(x: Tensor) -> bool:
+    """Whether fused kernels are the way in force where x lies."""
+    return family_for(x.device) == "fused"
+
+
 def family_for(device: torch.device) -> str:
-    """How products by frozen 7-bit weights are computed on `device`: "fp32", "fp64" or "int8".
+    """How products by frozen 7-bit weights are computed on `device`: "fused" (and all that lies between them), "fp32", "fp64" or "int8".
 
     A backend chosen for another device does not count: binary32 parts on CUDA, say, could run as TF32, which no check
     of the CPU's kernels has seen. Measured on a Zen 3 core at width 128: binary32 parts 90 GFLOP/s, binary64 42, int8
@@ -193,6 +215,8 @@ def family_for(device: torch.device) -> str:
     """
     if _chosen is not None and PRODUCTS[_chosen][0] == device.type:
         return _chosen.removeprefix("cuda-")
-    if device.type == "cpu" and "fp32" in BACKENDS:
-        return "fp32"
+    if device.type == "cpu":
+        for name in _BY_SPEED:
+            if name in BACKENDS:
+                return name
     return _default(device).removeprefix("cuda-")

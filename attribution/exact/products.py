@@ -75,6 +75,13 @@ def int8_mm(left: Tensor, right: Tensor) -> Tensor:
     return torch._int_mm(left, right.t())[:m, :n]
 
 
+def product_fused(qa: Tensor, qb: Tensor) -> Tensor:
+    """Exact sums as float64: 16-bit operands, int32 sums of at most 30 products added up in binary64 by a kernel."""
+    from attribution.exact.fused.layers import integer_product
+
+    return integer_product(qa, qb)
+
+
 def combine(r: Tensor, m: int, n: int) -> Tensor:
     """16384 HH + 128 (HL + LH) + LL from the (2M, 2N) float64 products of [h; l] and [h | l]; exact."""
     mixed = r[:m, n : 2 * n] + r[m : 2 * m, :n]
@@ -85,6 +92,7 @@ PRODUCTS: dict[str, tuple[str, IntegerProduct]] = {
     "fp64": ("cpu", product_fp64),
     "fp32": ("cpu", product_fp32),
     "int8": ("cpu", product_int8),
+    "fused": ("cpu", product_fused),
     "cuda-int8": ("cuda", product_int8),
     "cuda-fp64": ("cuda", product_fp64),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from attribution.exact.fused.kept import ASKED, INSTALLED
 from tests.hardening.removal import Removal
 
 BACKENDS = "attribution/exact/backends.py"
@@ -14,6 +17,8 @@ _INVARIANCES = "tests/unit/attribution/test_invariances.py::"
 _MACHINES = "tests/machines/test_accelerator.py::"
 _SELFCHECK = "tests/machines/test_selfcheck_command.py::"
 _RECIPES = "tests/machines/test_gpu_recipes.py::"
+_FUSED = "tests/unit/attribution/test_fused_kernels.py::"
+_COMPILED = "tests/unit/attribution/test_fused_machine.py::"
 _ROWS = "tests/unit/attribution/test_narrow_rows.py::"
 
 REMOVALS: tuple[Removal, ...] = (
@@ -163,8 +168,8 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "a tensor left on the CPU",
         "attribution/decoder.py",
-        "rows = torch.arange(logits.shape[0], device=logits.device)\n    top",
-        "rows = torch.arange(logits.shape[0])\n    weights = weights if weights is None else weights.cpu()\n    top",
+        "rows = torch.arange(logits.shape[0], device=logits.device)\n    p, top",
+        "rows = torch.arange(logits.shape[0])\n    weights = weights if weights is None else weights.cpu()\n    p, top",
         (f"{_MACHINES}test_the_path_from_product_to_payment_needs_neither_the_cpus_place_nor_its_habits",),
     ),
     Removal(
@@ -286,4 +291,87 @@ REMOVALS: tuple[Removal, ...] = (
         "return 0",
         (f"{_RECIPES}test_every_part_of_the_check_runs_and_counts",),
     ),
+    Removal(
+        "a score that no query may see refusing a text that decoding accepts",
+        "attribution/attention.py",
+        'scores.masked_fill_(hidden, float("-inf"))',
+        'scores.add_(torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")))',
+        (f"{_FUSED}test_a_score_beyond_binary32_that_no_query_may_see_refuses_nothing",),
+    ),
+    Removal(
+        "a gradient times a later value refusing a text",
+        "attribution/attention.py",
+        "    ds.view(heads, t, t).masked_fill_(saved.hidden, 0.0)\n",
+        "",
+        (f"{_FUSED}test_a_score_beyond_binary32_that_no_query_may_see_refuses_nothing",),
+    ),
+    Removal(
+        "kernels that were never held against the torch paths",
+        "attribution/exact/fused/kept.py",
+        '(place / f"{_PREFIX}{digest()}" / _COMPLETE).is_file() for place in places()',
+        '(place / f"{_PREFIX}{digest()}").is_dir() for place in places()',
+        (f"{_COMPILED}test_kernels_serve_only_once_all_were_compiled_and_found_right",),
+    ),
+    Removal(
+        "machine code of other sources",
+        "attribution/exact/fused/kept.py",
+        'hasher.update(path.name.encode() + b"\\0" + path.read_bytes())',
+        "hasher.update(path.name.encode())",
+        (f"{_COMPILED}test_a_changed_source_or_setting_has_another_digest",),
+    ),
+    Removal(
+        "machine code of every source there ever was",
+        "attribution/exact/fused/kept.py",
+        "for _, folder in dated[_OLD_KEPT_MAX:]:",
+        "for _, folder in dated[len(dated) :]:",
+        (f"{_COMPILED}test_the_folder_of_machine_code_is_named_by_the_sources_and_old_ones_go",),
+    ),
+    Removal(
+        "a kernel that cannot be compiled ending the process",
+        BACKENDS,
+        "        except Exception:\n",
+        "        except (RuntimeError, ImportError):\n",
+        (f"{_COMPILED}test_a_kernel_that_cannot_be_compiled_is_left_out",),
+    ),
 )
+KERNELS: tuple[Removal, ...] = (
+    Removal(
+        "sums of 14 by 7 bits beyond int32",
+        "attribution/exact/fused/products.py",
+        "PAIRS_7 = 2047",
+        "PAIRS_7 = 1 << 15",
+        (f"{_FUSED}test_sums_of_one_sign_beyond_int32_are_exact",),
+    ),
+    Removal(
+        "sums of 14 by 14 bits beyond int32",
+        "attribution/exact/fused/products.py",
+        "PAIRS_14 = 15",
+        "PAIRS_14 = 16",
+        (f"{_FUSED}test_sums_of_one_sign_beyond_int32_are_exact",),
+    ),
+    Removal(
+        "products and sums contracted, sums reordered",
+        "attribution/exact/fused/compiling.py",
+        "fastmath=False",
+        "fastmath=True",
+        (f"{_COMPILED}test_the_exponential_rounds_each_operation_where_contraction_would_show",),
+    ),
+    Removal(
+        "numbers without a form in kernels",
+        "attribution/exact/fused/grids.py",
+        "    if top >= LIMIT_BITS:\n        return np.float32(-1.0)\n",
+        "",
+        (f"{_FUSED}test_one_number_without_a_form_refuses_its_row_in_every_kernel",),
+    ),
+    Removal(
+        "kernels that no start looks at",
+        BACKENDS,
+        "            reports.append(_check_kernels())\n",
+        "            pass\n",
+        (f"{_COMPILED}test_a_wrong_kernel_is_found_at_the_start_and_refuses_the_machine",),
+    ),
+)
+"""Hardenings of what is compiled: each removal makes other machine code, so that these are looked at where that was asked for."""
+
+if INSTALLED and os.environ.get(ASKED) == "1":
+    REMOVALS += KERNELS

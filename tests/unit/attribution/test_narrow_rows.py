@@ -39,7 +39,8 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _default_backend() -> Iterator[None]:
+def _torch_path() -> Iterator[None]:
+    exact.set_backend("fp64" if "fused" in exact.BACKENDS else None)
     yield
     exact.set_backend(None)
 
@@ -103,9 +104,10 @@ def test_wide_groups_and_other_backends_take_the_common_way(monkeypatch: pytest.
     widest = max(frozen.q.numel() for layer in base.layers for frozen in layer.groups)
     monkeypatch.setattr(generation_rows, "NUMBERS_MAX", widest)
     assert narrow_rows_serve(base)
-    for name in ("fp32", "int8"):
-        exact.set_backend(name)
-        assert not narrow_rows_serve(base)
+    for name in ("fp32", "int8", "fused"):
+        if name in exact.BACKENDS:
+            exact.set_backend(name)
+            assert not narrow_rows_serve(base)
     exact.set_backend("fp64")
     assert narrow_rows_serve(base)
     monkeypatch.setattr(generation_rows, "NUMBERS_MAX", widest - 1)
