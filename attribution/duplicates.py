@@ -30,7 +30,7 @@ Integers only, and no hash, order of a set or random number of the language: the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -41,22 +41,28 @@ SHINGLE_TOKENS = 5
 JACCARD_NUMERATOR, JACCARD_DENOMINATOR = 7, 10
 BANDS, BAND_ROWS = 32, 4
 CANDIDATES_MAX = 1 << 12
-"""Leaders that one record is compared with; an index has no more records (attribution.whitening.RECORDS_MAX)."""
+"""Leaders that one record is compared with, the earliest ones: what bounds the time."""
 RECORDS_MAX = 1 << 17
 TOKENS_MAX = 1 << 24
 GOLDEN = 0x9E3779B97F4A7C15
 
 _HASHED_AT_ONCE = 1 << 15
+_COMPARED_AT_ONCE = 16
 
 Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 
 
-def leaders(records: Sequence[Sequence[int] | None], commits: Sequence[int] | None = None) -> tuple[int, ...]:
+def leaders(
+    records: Sequence[Sequence[int] | None],
+    commits: Sequence[int] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> tuple[int, ...]:
     """The position of every record's leader, its own if it leads (or is None: erased, and leads nobody).
 
     Records are token ids in [0, 2^32). ``commits`` says when each was committed, the smaller the earlier,
-    equals by position; without it the position itself says so. Raises ``ValueError`` over `RECORDS_MAX` or
+    equals by position; without it the position itself says so. ``between`` is called again and again, so that other
+    work need not wait for all of it. Raises ``ValueError`` over `RECORDS_MAX` or
     `TOKENS_MAX`. Time grows with the tokens (about 3 us each) and the pairs that are compared; memory is about
     100 bytes a token.
     """
@@ -69,21 +75,23 @@ def leaders(records: Sequence[Sequence[int] | None], commits: Sequence[int] | No
         live.sort(key=lambda i: (commits[i], i))
     ordered = [record for i in live if (record := records[i]) is not None]
     found = list(range(len(records)))
-    for own, leader in zip(live, _ordered_leaders(ordered), strict=True):
+    for own, leader in zip(live, _ordered_leaders(ordered, between), strict=True):
         found[own] = live[leader]
     return tuple(found)
 
 
-def _ordered_leaders(records: Sequence[Sequence[int]]) -> list[int]:
+def _ordered_leaders(records: Sequence[Sequence[int]], between: Callable[[], None]) -> list[int]:
     if not records:
         return []
     windows = _Windows.of(records)
     shingles, offsets = _shingle_sets(windows)
-    bands = _bands(_signatures(windows))
+    bands = _bands(_signatures(windows, between))
     buckets = [dict[int, list[int]]() for _ in range(BANDS)]
     present = np.zeros(int(shingles.max()) + 1, bool)
     found = list[int]()
     for own in range(len(records)):
+        if own % _COMPARED_AT_ONCE == 0:
+            between()
         keys = bands[own].tolist()
         near = {other for bucket, key in zip(buckets, keys, strict=True) for other in bucket.get(key, ())}
         leader = _first_alike(own, sorted(near)[:CANDIDATES_MAX], shingles, offsets, present)
@@ -181,7 +189,7 @@ def _chained(start: Hashes, columns: Iterable[Hashes]) -> Hashes:
     return h
 
 
-def _signatures(windows: _Windows) -> Hashes:
+def _signatures(windows: _Windows, between: Callable[[], None] = lambda: None) -> Hashes:
     """Minima of all hashes, (records, BANDS * BAND_ROWS)."""
     count, starts = BANDS * BAND_ROWS, windows.starts
     factors = _mix(np.arange(1, 2 * count, 2, dtype=np.uint64)) * np.uint64(2) + np.uint64(1)
@@ -190,6 +198,7 @@ def _signatures(windows: _Windows) -> Hashes:
     out = np.empty((len(starts) - 1, count), np.uint64)
     low = 0
     while low < len(starts) - 1:  # whole records, as many as stay in the cache
+        between()
         high = max(low + 1, int(np.searchsorted(starts, starts[low] + _HASHED_AT_ONCE, "right")) - 1)
         part, first = hashes[starts[low] : starts[high]], starts[low:high] - starts[low]
         for k in range(count):

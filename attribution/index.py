@@ -144,13 +144,14 @@ class IndexHeader:
         except (struct.error, UnicodeDecodeError) as error:
             raise IndexFileError(f"index header is malformed: {error}") from error
         header = cls(base_hash, adapter_hash, records, tuple(shapes))
-        _check_shapes(header.shapes)
+        check_shapes(header.shapes)
         if header.row_bytes != row_bytes or header.encode() != data:
             raise IndexFileError("index header contradicts itself or has bytes after its end")
         return header
 
 
-def _check_shapes(shapes: Sequence[FactorShape]) -> None:
+def check_shapes(shapes: Sequence[FactorShape]) -> None:
+    """Raise `IndexFileError` where names, shapes, their number or all coordinates together are beyond the limits."""
     fits = all(
         0 < len(s.name) <= NAME_BYTES_MAX and 1 <= s.wide <= WIDE_MAX and 1 <= s.rank <= RANK_MAX
         for s in shapes
@@ -190,7 +191,11 @@ class Index:
         return len(self.header.encode()) + self.bases.nbytes + self.weights.nbytes + self.rows.nbytes
 
     def leaf_hashes(self) -> list[bytes]:
-        """Hashes of the Merkle tree's leaves, rows last; an erased row's is the one it had."""
+        """Hashes of the Merkle tree's leaves, rows last; an erased row's is the one it had. Everything is read once."""
+        return list(self._leaves)
+
+    @cached_property
+    def _leaves(self) -> list[bytes]:
         chunks = [self.header.encode()]
         hashes = [
             leaf_hash(data) for part in (chunks, _chunks(self.bases), _chunks(self.weights)) for data in part
@@ -240,11 +245,11 @@ class Index:
 
     def factor_bases(self, device: torch.device) -> list[Tensor]:
         """Basis (rank, rank) of every factor on ``device``."""
-        return _split(self.bases, [(s.rank, s.rank) for s in self.header.shapes], device)
+        return split_factors(self.bases, [(s.rank, s.rank) for s in self.header.shapes], device)
 
     def factor_weights(self, device: torch.device) -> list[Tensor]:
         """Weights (wide, rank) of every factor on ``device``."""
-        return _split(self.weights, [(s.wide, s.rank) for s in self.header.shapes], device)
+        return split_factors(self.weights, [(s.wide, s.rank) for s in self.header.shapes], device)
 
     def save(self, directory: Path) -> None:
         """Write the files into ``directory`` (created if missing); each replaces its predecessor atomically.
@@ -324,7 +329,8 @@ def _chunks(array: Floats) -> Iterator[bytes]:
         yield data[at : at + CHUNK_BYTES].tobytes()
 
 
-def _split(values: Floats, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+def split_factors(values: Floats, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+    """Flat values as one tensor per factor, of the given sizes, on ``device``."""
     flat = torch.from_numpy(np.array(values, np.float32)).to(device)
     parts = torch.split(flat, [math.prod(size) for size in sizes])
     return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
@@ -409,29 +415,31 @@ def build_rows(
         between()
         batch = factors(base, adapter, [Example((), tuple(records[i])) for i in part])
         shapes = factor_shapes(batch)
-        _check_shapes(shapes)
+        check_shapes(shapes)
         gradients = factor_gradients(batch)
         kept.put(number, gradients)
-        moments = _added(moments, [narrow_moments(g) for g in _counted(gradients, part, counted[number])])
+        moments = _added(
+            moments, [narrow_moments(g) for g in counted_gradients(gradients, part, counted[number])]
+        )
     # All factors have the adapter's rank, so Jacobi rotates them in one batch.
     bases = eigenvectors(torch.stack(moments))
     sums = list[Tensor]()
     for number, part in enumerate(parts):
         gradients = rotated(normalised(kept.get(number)), list(bases))
         kept.put(number, gradients)
-        sums = _added(sums, [squares(g) for g in _counted(gradients, part, counted[number])])
+        sums = _added(sums, [squares(g) for g in counted_gradients(gradients, part, counted[number])])
     found = [weights(total) for total in sums]
 
     def rows() -> Iterator[Bytes]:
         for number, part in enumerate(parts):
             between()
-            yield _rows([records[i] for i in part], kept.get(number), found, shapes)
+            yield part_rows([records[i] for i in part], kept.get(number), found, shapes)
 
     flat = torch.cat([w.flatten() for w in found]).cpu().numpy()
     return shapes, bases.flatten().cpu().numpy(), flat, rows()
 
 
-def _counted(gradients: Sequence[Tensor], part: range, counted: Sequence[int]) -> list[Tensor]:
+def counted_gradients(gradients: Sequence[Tensor], part: range, counted: Sequence[int]) -> list[Tensor]:
     """The part's gradients without those of records that do not count; nothing where none counts."""
     if len(counted) == len(part):
         return list(gradients)
@@ -446,7 +454,7 @@ def _added(sums: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
     return [total + part for total, part in zip(sums, more, strict=True)]
 
 
-def _rows(
+def part_rows(
     records: Sequence[Sequence[int]],
     rotated_gradients: Sequence[Tensor],
     factor_weights: Sequence[Tensor],

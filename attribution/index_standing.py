@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from attribution.errors import ExactError
 from attribution.merkle import DIGEST_BYTES
+from attribution.shares import Scores
 
 STANDING_FILE = "standing.bin"
 
@@ -102,3 +103,17 @@ class Standing:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def without_rows(scores: Scores, erased: Collection[int], leaders: Sequence[int]) -> Scores:
+    """Scores as they would be had the erased rows been blanked: no score, no norm, and the leaders that remain.
+
+    ``leaders`` are those of the records without the erased ones (`attribution.duplicates`).
+    """
+    gone = frozenset(erased)
+    return Scores(
+        tuple(0 if row in gone else value for row, value in enumerate(scores.values)),
+        tuple(0 if row in gone else norm for row, norm in enumerate(scores.record_norms)),
+        scores.query_norm,
+        tuple(leaders),
+    )

@@ -38,9 +38,11 @@ from attribution.whitening import FactorShape
 SCALE_BITS = 24
 FACTORS_MAX = 1 << 10
 COORDINATES_MAX = 1 << 24
-_ROWS_AT_ONCE = 128
-_SCANNED_BITS_AT_ONCE = 1 << 21
-"""Unpacked signs that one step of a scan holds, 9 bytes each, unless one row's factor alone has more."""
+QUERY_BITS = 14
+"""The query's integers lie in [-2^13, 2^13]: 14 planes of bits, and one for the sign."""
+_ROWS_AT_ONCE = 1 << 12
+_SCANNED_BYTES_AT_ONCE = 1 << 19
+"""Bytes of signs that one step of a scan holds, with three times that for the work on them, unless one row alone has more."""
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -96,20 +98,58 @@ def scan(
     """Scores of ``query`` against every row, by the formula above.
 
     ``signs`` is uint8 (records, bytes), possibly memory-mapped and then read once in order; ``scales`` uint32
-    (records, factors). With bits 0 and 1 for signs, sum b_c q_c = 2 sum_{bit} q_c - sum q_c; the products run in
-    binary64, where sums up to 2^37 are exact in any order.
+    (records, factors). With bits 0 and 1 for signs, sum b_c q_c = 2 sum_{bit} q_c - sum q_c; and with the query's
+    integers in binary, one plane of bits for each power of two, sum_{bit} q_c is a sum of counted bits. Raises
+    ``ValueError`` on a query that `integer_query` would not give.
     """
+    if int(np.abs(query).max(initial=0)) > 1 << (QUERY_BITS - 1):
+        raise ValueError(f"a query of more than {QUERY_BITS} bits")
     widths = [sign_bytes(s) for s in shapes]
-    at_once = max(1, min(_ROWS_AT_ONCE, _SCANNED_BITS_AT_ONCE // (8 * max(widths))))
-    doubled = query.astype(np.float64) * 2.0
+    planes, starts = _planes(query, widths)
+    sums = np.add.reduceat(query.astype(np.int64), np.cumsum([0, *(8 * w for w in widths[:-1])]))
+    at_once = max(1, min(_ROWS_AT_ONCE, _SCANNED_BYTES_AT_ONCE // (8 * planes.shape[1])))
+    words = np.zeros((at_once, planes.shape[1]), np.uint64)
     scores = list[int]()
     for at in range(0, len(signs), at_once):
-        rows, start, total = (signs[at : at + at_once], 0, np.zeros(len(signs[at : at + at_once]), np.int64))
-        for factor, width in enumerate(widths):
-            bits = np.unpackbits(rows[:, start : start + width], axis=1, bitorder="little").astype(np.float64)
-            part = doubled[8 * start : 8 * (start + width)]
-            inner = (bits @ part - part.sum() / 2.0).astype(np.int64)
-            total += inner * scales[at : at + at_once, factor].astype(np.int64)
+        rows = signs[at : at + at_once]
+        part, start = words[: len(rows)], 0
+        for first, width in zip(starts, widths, strict=True):
+            part.view(np.uint8)[:, 8 * first : 8 * first + width] = rows[:, start : start + width]
             start += width
-        scores.extend(int(s) for s in total)
+        inner = 2 * _plane_sums(part, planes, starts) - sums
+        scores.extend((inner * scales[at : at + at_once].astype(np.int64)).sum(1).tolist())
     return scores
+
+
+def _planes(
+    query: npt.NDArray[np.int32], widths: Sequence[int]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """The query's bits, uint64 (`QUERY_BITS` + 1, words), the last plane that of -2^14; and every factor's first word."""
+    lengths = [-(-width // 8) for width in widths]
+    starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+    planes, start = np.zeros((QUERY_BITS + 1, sum(lengths)), np.uint64), 0
+    shifts = np.arange(QUERY_BITS + 1, dtype=np.int32)[:, None]
+    for first, width in zip(starts, widths, strict=True):
+        bits = ((query[None, 8 * start : 8 * (start + width)] >> shifts) & 1).astype(np.uint8)
+        packed = np.packbits(bits, axis=1, bitorder="little")
+        planes.view(np.uint8)[:, 8 * first : 8 * first + width] = packed
+        start += width
+    return planes, starts
+
+
+def _plane_sums(
+    words: npt.NDArray[np.uint64], planes: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64]
+) -> Integers:
+    """Sum of the query's integers where a row has a bit, per factor: int64 (rows, factors).
+
+    Of one word at most 64 * 2^14 in int32; of a factor at most 2^24 * 2^13.
+    """
+    found, met, counted = (
+        np.zeros(words.shape, np.int32),
+        np.empty_like(words),
+        np.empty(words.shape, np.uint8),
+    )
+    for power, plane in enumerate(planes):
+        np.bitwise_count(np.bitwise_and(words, plane, out=met), out=counted)
+        found += np.multiply(counted, -(1 << power) if power == QUERY_BITS else 1 << power, dtype=np.int32)
+    return np.add.reduceat(found, starts, axis=1, dtype=np.int64)

@@ -36,7 +36,10 @@ JACOBI_SWEEPS = 10
 JACOBI_WIDTH_MAX = 64
 """Above this rank the narrow side, too, is only whitened by its diagonal (the basis is the identity)."""
 
-RECORDS_MAX = 4096
+RECORDS_MAX = 100_000
+"""Records that one index may have: the sums of `squares` are exact in int64 for that many (see there)."""
+MOMENT_EXAMPLES_MAX = 1 << 12
+"""Examples of one call of `narrow_moments`, whose sum is then exact in binary64."""
 WIDE_MAX = 1 << 15
 RANK_MAX = 1 << 8
 GRID_BITS = 13
@@ -120,13 +123,16 @@ def normalised(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def narrow_moments(gradient: Tensor) -> Tensor:
-    """Second moment of the narrow side over examples and wide coordinates: float64 integers (rank, rank).
+    """Second moment of the narrow side over examples and wide coordinates: int64 (rank, rank).
 
     Each example's factor is quantised as one row (14 bits, so its size does not matter): at most 2^26 a product, summed over
-    `WIDE_MAX` coordinates and, when parts are added, `RECORDS_MAX` examples: at most 2^53, exact in binary64.
+    `WIDE_MAX` coordinates and `MOMENT_EXAMPLES_MAX` examples: at most 2^53, exact in binary64. Parts are added as
+    int64: at most 2^58 for `RECORDS_MAX` examples. Raises ``ValueError`` on more examples at once.
     """
+    if len(gradient) > MOMENT_EXAMPLES_MAX:
+        raise ValueError(f"moments of {len(gradient)} examples at once; at most {MOMENT_EXAMPLES_MAX}")
     q = exact.quantise(gradient.flatten(1))[0].double().view(-1, gradient.shape[2])
-    return q.T @ q
+    return (q.T @ q).to(torch.int64)
 
 
 def tournament(width: int) -> list[tuple[list[int], list[int]]]:
@@ -143,12 +149,15 @@ def tournament(width: int) -> list[tuple[list[int], list[int]]]:
 
 
 def eigenvectors(moments: Tensor) -> Tensor:
-    """Eigenvectors as columns, float32 (..., width, width), of symmetric float64 matrices of the same shape.
+    """Eigenvectors as columns, float32 (..., width, width), of symmetric float64 or int64 matrices of the same shape.
 
+    Integers are rounded to binary64 once, which changes none up to 2^53: no moment of up to 4,096 records.
     `JACOBI_SWEEPS` round-robin sweeps (Brent and Luk 1985) of plane rotations in elementwise binary64, always all of
     them: no convergence test, no sorting, no library, so that degenerate spaces and signs are the same everywhere.
     Wider than `JACOBI_WIDTH_MAX`: the identity. Raises `ValueError` for other shapes or dtypes.
     """
+    if moments.dtype == torch.int64:
+        moments = _rounded(moments)
     if moments.dtype != torch.float64 or moments.dim() < 2 or moments.shape[-1] != moments.shape[-2]:
         raise ValueError("eigenvectors takes square float64 matrices")
     width = moments.shape[-1]
@@ -221,8 +230,10 @@ def rotated(gradients: Sequence[Tensor], bases: Sequence[Tensor]) -> list[Tensor
 def squares(rotated_gradient: Tensor) -> Tensor:
     """Sum over examples of squared normalised rotated coordinates on the grid 2^-20: int64 (wide, rank).
 
-    An entry is at most 16 in magnitude (rank up to 256), its square on the grid at most 2^48: exact in int64 for
-    `RECORDS_MAX` examples and far more. Sums of shards add.
+    A normalised entry is below 1. Up to a rank of `JACOBI_WIDTH_MAX` = 64 a rotated one is therefore at most 8 (1 + 2^-9): Cauchy
+    and Schwarz, and 64 entries of a basis vector that are each up to 2^-13 off in their 14-bit form. Above that rank the basis is
+    the identity and the bound 1. On the grid that is 2^23 (1 + 2^-9), its square 2^46 (1 + 2^-7), and the sum over
+    `RECORDS_MAX` examples below 2^62.7: exact in int64. Sums of shards add.
     """
     p = (rotated_gradient * float(1 << SQUARE_BITS)).round_().to(torch.int64)
     return p.mul_(p).sum(0)
@@ -233,9 +244,13 @@ def weights(sum_of_squares: Tensor) -> Tensor:
 
     The common factor (records, grid) is left in, for scores do not depend on it. All zero where l is zero throughout.
     """
-    # The conversion is numpy's, which is C's and rounds once; a tensor cast of int64 need not.
-    own = torch.from_numpy(sum_of_squares.cpu().numpy().astype("float64")).to(sum_of_squares.device)
+    own = _rounded(sum_of_squares)
     mean = divide_(exact.fsum(own.float().flatten()), float(own.numel()))
     damped = (own + mean * DAMPING).float()
     safe = torch.where(damped > 0.0, damped, 1.0)
     return torch.where(damped > 0.0, 1.0 / exact.sqrt(safe), 0.0).add_(0.0)
+
+
+def _rounded(integers: Tensor) -> Tensor:
+    """Int64 to binary64, rounded once: numpy's conversion is C's; a tensor's cast need not be that."""
+    return torch.from_numpy(integers.cpu().numpy().astype("float64")).to(integers.device)

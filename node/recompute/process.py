@@ -56,8 +56,8 @@ class _Ticket:
         return True
 
 
-def worker_command(device: str, backend: str, threads: int) -> list[str]:
-    """Return the command line of the worker process."""
+def worker_command(device: str, backend: str, threads: int, processes: int = 1) -> list[str]:
+    """Return the command line of the worker process, which builds an index with so many processes."""
     return [
         sys.executable,
         "-m",
@@ -65,6 +65,7 @@ def worker_command(device: str, backend: str, threads: int) -> list[str]:
         f"--device={device}",
         f"--backend={backend}",
         f"--threads={threads}",
+        f"--processes={processes}",
     ]
 
 

@@ -7,8 +7,8 @@ from node.cli.main import main
 from node.recompute.process import worker_command
 
 
-def _flipping_command(device: str, backend: str, threads: int) -> list[str]:
-    command = worker_command(device, backend, threads)
+def _flipping_command(device: str, backend: str, threads: int, processes: int) -> list[str]:
+    command = worker_command(device, backend, threads, processes)
     command[command.index("node.recompute.worker")] = "tests.integration.misdeeds.score_bit_flipper"
     return command
 

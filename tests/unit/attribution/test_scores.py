@@ -89,6 +89,14 @@ def test_scan_is_the_formula_in_plain_integers(
     assert row_norms(array, shapes) == expected_norms
 
 
+def test_a_query_of_more_bits_than_there_are_planes_is_refused() -> None:
+    shape, rows = FactorShape("x", 4, 2), np.zeros((1, 1), np.uint8)
+    for value, sign in ((8193, 1), (8193, -1), (2**20, 1)):
+        query = np.array([sign * value] + [0] * 7, np.int32)
+        with pytest.raises(ValueError, match="14 bits"):
+            scan(query, rows, np.ones((1, 1), np.uint32), [shape])
+
+
 def test_scan_is_exact_at_its_extremes_over_many_rows() -> None:
     shape = FactorShape("wide", 256, 64)
     query = np.full(shape.coordinates, 8192, np.int32)

@@ -13,6 +13,7 @@ from attribution import exact
 from attribution.gradients import FactorBatch, ModuleFactors
 from attribution.whitening import (
     JACOBI_WIDTH_MAX,
+    MOMENT_EXAMPLES_MAX,
     eigenvectors,
     factor_gradients,
     factor_shapes,
@@ -134,6 +135,22 @@ def test_moments_and_squares_of_shards_add_up_to_the_whole() -> None:
     for g in gradients:
         assert narrow_moments(g).equal(narrow_moments(g[:1]) + narrow_moments(g[1:]))
         assert squares(g).equal(squares(g[:3]) + squares(g[3:]))
+
+
+def test_moments_are_integers_that_may_pass_binary64() -> None:
+    moment = narrow_moments(torch.ones(MOMENT_EXAMPLES_MAX, 1, 1))
+    assert moment.dtype == torch.int64
+    assert int(moment) == MOMENT_EXAMPLES_MAX * 2**24
+    assert int(moment * 2**20 + 1) == MOMENT_EXAMPLES_MAX * 2**44 + 1  # odd, and beyond 2^53
+    with pytest.raises(ValueError, match="4097 examples"):
+        narrow_moments(torch.ones(MOMENT_EXAMPLES_MAX + 1, 1, 1))
+
+
+def test_integers_are_rounded_to_binary64_before_they_are_rotated() -> None:
+    small, large = spread_matrix(5, 1).to(torch.int64), spread_matrix(5, 1).to(torch.int64) * 2**30 + 1
+    assert eigenvectors(small).equal(eigenvectors(small.double()))
+    nearest = torch.tensor([[float(int(x)) for x in row] for row in large], dtype=torch.float64)
+    assert eigenvectors(large).equal(eigenvectors(nearest))
 
 
 def test_weights_are_the_damped_inverse_root_mean_square() -> None:
