@@ -1,8 +1,8 @@
 """What each step of a transfer's way costs in CPU on one node, one thread, with the floor of its parts beside it.
 
-python -m benchmarks.path [--transfers 2000] [--block 200] [--json]
+python -m benchmarks.path [--transfers 2000] [--block 200] [--runs 1] [--compiled DIR] [--json]
 
-Everything runs in this process with the daemon's own functions: no sockets, no other tasks. What a daemon pays beyond the sum
+Of several runs, each step's least. Everything runs in this process with the daemon's own functions: no sockets, no other tasks. What a daemon pays beyond the sum
 (event loop, frames, HTTP, consensus messages) is the difference to `benchmarks.throughput`.
 """
 
@@ -21,21 +21,23 @@ from blake3 import blake3
 from nacl.signing import VerifyKey
 
 from benchmarks.chain import SENDER_BALANCE, sender_of
+from benchmarks.compiled import add_option, go_on_compiled
 from benchmarks.load import signed_transfer
 from consensus.digest import digest
-from node.executor import SharedVerifier
+from node.executor import Recent, Remembering, SharedVerifier, tell_apart
 from node.ledger.accumulator import Accumulator, encode_accumulator
-from node.ledger.batch import Batch, decode_batch, encode_batch, sign_batch
+from node.ledger.batch import Batch, decode_batch, make_batch
 from node.ledger.block import BlockContext, BlockOutcome
 from node.ledger.execute import execute_block
-from node.ledger.genesis import chain_id, genesis_state, make_genesis
-from node.ledger.lthash import lthash_of
+from node.ledger.genesis import Genesis, chain_id, make_genesis
 from node.ledger.params import Params
 from node.ledger.reading import TransactionReader
 from node.ledger.state import ValidatorEntry
 from node.mempool import Mempool, Pooled
 from node.rpc.methods import METHODS
 from node.rpc.protocol import answer
+from node.startup import open_chain
+from node.storage.chain import ChainStore, ExecutedHead, Outcome
 from node.storage.database import Database
 from node.wire import decode_transactions, encode_transactions
 
@@ -63,17 +65,6 @@ class Steps:
         return round(1e6 * (time.process_time() - began_s) / self._transfers, 2)
 
 
-class _Accounts:
-    """The state as the database has it, for execution and admission."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value under `key`, or None."""
-        return self._database.get(b"s" + key)
-
-
 class _Taking:
     """A backend that takes every transaction: what is measured is the RPC's own work."""
 
@@ -81,18 +72,18 @@ class _Taking:
         return [raw[:32] for raw in raws]
 
 
-def _genesis() -> tuple[bytes, dict[bytes, bytes], bytes]:
-    """(chain id, state, validator's account seed) of a chain with one validator and the senders."""
+def _genesis() -> tuple[Genesis, bytes]:
+    """A chain with one validator and the senders, and the seed of that validator's account."""
     author = sender_of(10**6)
     entry = ValidatorEntry(author.address, author.address, "validator", 10**12, bytes(32))
     balances = tuple((sender_of(index).address, SENDER_BALANCE) for index in range(SENDERS))
-    genesis = make_genesis("path", 0, (entry,), balances, Params())
-    return chain_id(genesis), dict(genesis_state(genesis)), author.seed
+    return make_genesis("path", 0, (entry,), balances, Params()), author.seed
 
 
 def measure(transfers: int, block: int) -> dict[str, dict[str, float]]:
     """CPU microseconds a transfer, by step."""
-    chain, state, seed = _genesis()
+    genesis, seed = _genesis()
+    chain = chain_id(genesis)
     senders = [sender_of(index) for index in range(SENDERS)]
     raws = [
         signed_transfer(chain, senders[at % SENDERS], at // SENDERS, senders[(at + 7) % SENDERS].address)
@@ -129,8 +120,9 @@ def measure(transfers: int, block: int) -> dict[str, dict[str, float]]:
     )
     with tempfile.TemporaryDirectory(prefix="openledger-path-") as folder:
         database = Database(Path(folder) / "chain")
-        database.write({b"s" + key: value for key, value in state.items()}, sync=False)
-        _ordering(steps, chain, seed, raws, block, database, state, read, check)
+        store = ChainStore(database)
+        open_chain(store, genesis)
+        _ordering(steps, chain, seed, raws, block, store, read, check)
         database.close()
     hashes = {row.tx_hash for row in rows}
     steps.measure(
@@ -176,8 +168,7 @@ def _ordering(
     seed: bytes,
     raws: list[bytes],
     block: int,
-    database: Database,
-    state: dict[bytes, bytes],
+    store: ChainStore,
     read: TransactionReader,
     check: SharedVerifier,
 ) -> None:
@@ -188,8 +179,10 @@ def _ordering(
 
     def make() -> None:
         for sequence, items in enumerate(groups, 1):
-            batches.append(sign_batch(seed, chain, sequence, items))
-            datas.append(encode_batch(batches[-1]))
+            name, batch, data = make_batch(seed, chain, sequence, items)
+            batches.append(batch)
+            datas.append(data)
+            check.note_good(batch.author, name, batch.signature)
 
     steps.measure("batch: make (leader)", make)
     steps.measure(
@@ -197,34 +190,44 @@ def _ordering(
         lambda: [decode_batch(data) for data in datas],
         lambda: [blake3(data).digest() for data in datas],
     )
-    outcomes: list[BlockOutcome] = []
+    done: list[tuple[Remembering, BlockContext, BlockOutcome]] = []
     author = sender_of(10**6).address
 
     def execute() -> None:
-        lthash, accumulator, reader = lthash_of(state), Accumulator(), _Accounts(database)
+        lthash, accumulator, recent = store.executed().lthash, Accumulator(), Recent(store)
         for height, batch in enumerate(batches, 1):
             context = BlockContext(chain, height, 0, height, height, author, b"", height - 1)
-            outcome = execute_block(reader, lthash, accumulator, context, [batch], check=check, read=read)
+            before = Remembering(recent)
+            outcome = execute_block(before, lthash, accumulator, context, [batch], check=check, read=read)
             lthash, accumulator = outcome.lthash, outcome.accumulator
-            outcomes.append(outcome)
-            _store(database, outcome)
+            done.append((before, context, outcome))
+            _store(store, *done[-1])
+            recent.wrote(outcome.changes)
 
     steps.measure("execute and store", execute)
 
     def store_again() -> None:
-        for outcome in outcomes:
-            _store(database, outcome)
+        for row in done:
+            _store(store, *row)
 
-    steps.measure("of it: LevelDB write", store_again)
+    steps.measure("of it: told apart, encoded, written", store_again)
 
 
-def _store(database: Database, outcome: BlockOutcome) -> None:
-    """What a node writes of an executed block, in size and number of keys."""
-    writes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in outcome.changes.items()}
-    writes[b"o" + outcome.height.to_bytes(8, "big")] = b"".join(outcome.receipts_encoded)
-    writes |= {b"t" + receipt.subject: bytes(4) for receipt in outcome.receipts}
-    writes[b"mexecuted"] = outcome.lthash + encode_accumulator(outcome.accumulator)
-    database.write(writes, sync=False)
+def _store(store: ChainStore, before: Remembering, context: BlockContext, outcome: BlockOutcome) -> None:
+    """What `node.executor.Executor` does of an executed block."""
+    told = tell_apart(outcome, lambda subject: store.transaction_place(subject) is not None)
+    head = ExecutedHead(
+        context.height,
+        outcome.receipts_root,
+        outcome.state_digest,
+        outcome.accumulator_root,
+        outcome.lthash,
+        encode_accumulator(outcome.accumulator),
+    )
+    kept = Outcome(
+        outcome.state_digest, outcome.receipts_root, outcome.accumulator_root, outcome.receipts_encoded
+    )
+    store.record_execution(head, outcome.changes, kept, told.places, before.seen)
 
 
 def main() -> int:
@@ -232,9 +235,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--transfers", type=int, default=2000)
     parser.add_argument("--block", type=int, default=200, help="transfers in a block")
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    add_option(parser)
     options = parser.parse_args()
-    rows = measure(options.transfers, options.block)
+    if options.compiled is not None:
+        go_on_compiled("benchmarks.path", options.compiled)
+    runs = [measure(options.transfers, options.block) for _ in range(options.runs)]
+    rows = {name: {key: min(run[name][key] for run in runs) for key in row} for name, row in runs[0].items()}
     if options.json:
         print(json.dumps(rows))
     else:

@@ -72,6 +72,32 @@ def encode(obj: Any) -> bytes:
     return packed
 
 
+def encode_known(obj: Any) -> bytes:
+    """`encode` of what the caller itself put together, of allowed types alone: nobody looks at them again.
+
+    Never of what came from elsewhere. Raises :class:`CodecError` for an integer out of range or lone surrogates.
+    """
+    try:
+        packed: bytes = _pack(obj)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise CodecError(f"no canonical form: {error}") from error
+    return packed
+
+
+def unpack_short(data: bytes) -> Any:
+    """What at most `SHORT_BYTES_MAX` bytes say, canonical or not; `decode` is what else there is.
+
+    The caller looks at the type of each value before anything else, since floats, maps and extension types come back as
+    well, and then compares `encode_known` of the whole with `data`. Raises :class:`CodecError`.
+    """
+    if len(data) > SHORT_BYTES_MAX:
+        raise CodecError(f"{len(data)} bytes where at most {SHORT_BYTES_MAX} are allowed")
+    try:
+        return msgpack.unpackb(data, raw=False)
+    except Exception as error:  # the unpacker has no common error class; all of them mean "not ours"
+        raise CodecError(f"not decodable: {type(error).__name__}") from error
+
+
 def decode(data: bytes, bytes_max: int, elements_max: int = ELEMENTS_MAX) -> Any:
     """Return the value (arrays as lists) whose canonical bytes are exactly `data`.
 

@@ -23,9 +23,7 @@ from node.ledger.batch import (
     BATCH_BYTES_MAX,
     BATCH_ITEMS_MAX,
     Item,
-    batch_digest,
-    encode_batch,
-    sign_batch,
+    make_batch,
 )
 from node.ledger.errors import LedgerError
 from node.ledger.state import get_batch_window
@@ -89,12 +87,10 @@ class BatchMaker:
         used = max((window.floor, *window.executed))
         self._sequence = max(self._sequence + 1, used + 1, now_ms())
         try:
-            batch = sign_batch(self._identity.account_seed, self._chain_id, self._sequence, items)
-            data = encode_batch(batch)
+            name, batch, data = make_batch(self._identity.account_seed, self._chain_id, self._sequence, items)
         except LedgerError as error:
             log.error("batch_too_large", transactions=len(items), error=str(error))
             return ()
-        name = batch_digest(batch, self._chain_id)
         self._store.put_batch(name, data)
         self._executor.remember_batch(name, batch)
         self._network.broadcast(Frame.BATCH, data)

@@ -36,18 +36,17 @@ class Drop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """A checked transaction with its bytes and hash; `order` is its place in arrival."""
+    """A checked transaction with its bytes and hash; `order` is its place in arrival.
+
+    `rate` is its fee per byte, in millionths of a unit so that it stays an integer.
+    """
 
     raw: bytes
     tx_hash: bytes
     transaction: Transaction
     duty: bool
     order: int
-
-    @property
-    def rate(self) -> int:
-        """Fee per byte, in millionths of a unit so that it stays an integer."""
-        return self.transaction.fee * 1_000_000 // len(self.raw)
+    rate: int
 
 
 @dataclass(slots=True)
@@ -134,14 +133,16 @@ class Mempool:
         """
         if (known := self._by_hash.get(tx_hash)) is not None:
             return known
-        pooled = Pooled(raw, tx_hash, transaction, duty, self._arrivals + 1)
+        rate = transaction.fee * 1_000_000 // len(raw)
+        pooled = Pooled(raw, tx_hash, transaction, duty, self._arrivals + 1, rate)
         if duty:
             self._refuse_duty(pooled)
         else:
             self._make_room(pooled, nonce_next)
         self._arrivals += 1
         self._insert(pooled, nonce_next)
-        self._dropped.pop(tx_hash, None)
+        if self._dropped:
+            self._dropped.pop(tx_hash, None)
         return pooled
 
     def _refuse_duty(self, pooled: Pooled) -> None:
@@ -158,7 +159,7 @@ class Mempool:
         """Drop the rival for a nonce, or the ends of cheaper lines, or raise and change nothing."""
         transaction, line_max = pooled.transaction, self.limits.transactions_per_sender_max
         sender, line = transaction.sender, self._lines_by_sender.get(transaction.sender)
-        rival = self.rival(sender, transaction.nonce)
+        rival = None if line is None else line.waiting.get(transaction.nonce)
         if rival is not None:
             fee_min = rival.transaction.fee + rival.transaction.fee * REPLACEMENT_PERCENT_MIN // 100 + 1
             if transaction.fee < fee_min:
@@ -166,6 +167,8 @@ class Mempool:
             self._remove(rival)
         elif line is not None and len(line.waiting) >= line_max:
             raise MempoolSenderFull(sender, line_max, "the sender has too many transactions waiting")
+        elif self._excess(len(pooled.raw)) is None:
+            return
         evicted: list[tuple[Pooled, int]] = []
         while (unit := self._excess(len(pooled.raw))) is not None:
             cheapest = self._cheapest_tail(pooled, nonce_next) if len(evicted) < EVICTIONS_MAX else None
@@ -360,7 +363,9 @@ class Mempool:
             self._duties.setdefault(sender, {})[pooled.tx_hash] = pooled
             self._duty_bytes[sender] = self._duty_bytes.get(sender, 0) + size_bytes
             return
-        line = self._lines_by_sender.setdefault(sender, Line(nonce_next))
+        line = self._lines_by_sender.get(sender)
+        if line is None:
+            line = self._lines_by_sender[sender] = Line(nonce_next)
         line.waiting[transaction.nonce] = pooled
         line.fees += transaction.fee
         self._count += 1

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from consensus.codec import encode_known
 from consensus.digest import digest
 from node.ledger.errors import MalformedError
-from node.ledger.fields import fixed, from_bytes, many, to_bytes, uint
+from node.ledger.fields import fixed, from_bytes, many, uint
 
 HEIGHTS_BITS_MAX = 63
 ACCUMULATOR_BYTES_MAX = 4_096
@@ -61,12 +62,12 @@ def append(accumulator: Accumulator, leaf: bytes) -> Accumulator:
 
 def accumulator_root(accumulator: Accumulator) -> bytes:
     """Root (32 bytes) over count and peaks."""
-    return digest("accumulator-root", to_bytes(accumulator))
+    return digest("accumulator-root", encode_accumulator(accumulator))
 
 
 def encode_accumulator(accumulator: Accumulator) -> bytes:
     """Canonical bytes, for the caller's store."""
-    return to_bytes(accumulator)
+    return encode_known((accumulator.count, accumulator.peaks))
 
 
 def decode_accumulator(data: bytes) -> Accumulator:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from attribution.merkle import merkle_proof, merkle_root
-from consensus.codec import encode
+from consensus.codec import encode_known
 from node.ledger.accumulator import Accumulator
 from node.ledger.fields import fixed, from_bytes, many, nested, pack, text, uint
 from node.ledger.state import PAYOUTS_MAX, Payout
@@ -38,6 +38,7 @@ class SystemCode:
     SLASHED_NO_REVEAL = "slashed-no-reveal"
     ACTIVATED = "activated"
     EXPIRED = "expired"
+    ERASED = "erased"
     UNBONDED = "unbonded"
     DISPLACED = "displaced"
     SLASHED_EQUIVOCATION = "slashed-equivocation"
@@ -65,10 +66,10 @@ class Receipt:
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
-    """Canonical bytes: the leaf under the receipts root. As `fields.to_bytes`, which costs three times as much."""
-    payouts = [pack(payout) for payout in receipt.payouts]
+    """Canonical bytes: the leaf under the receipts root. As `fields.to_bytes`, which costs ten times as much."""
+    payouts = receipt.payouts and [pack(payout) for payout in receipt.payouts]
     status, burned = int(receipt.status), receipt.burned
-    return encode([receipt.subject, status, receipt.kind, receipt.code, receipt.fee, payouts, burned])
+    return encode_known([receipt.subject, status, receipt.kind, receipt.code, receipt.fee, payouts, burned])
 
 
 def decode_receipt(data: bytes) -> Receipt:

@@ -39,7 +39,8 @@ def uint(maximum: int = U63_MAX, minimum: int = 0) -> Rule:
     def check(value: object, where: str) -> int:
         if type(value) is int and minimum <= value <= maximum:
             return value
-        if not isinstance(value, int) or type(value) is bool or not minimum <= value <= maximum:
+        # In this order: in machine code what was found to be an int is kept as a number, and a bool among them as 0 or 1.
+        if type(value) is bool or not isinstance(value, int) or not minimum <= value <= maximum:
             raise MalformedError(f"{where}: not an integer in [{minimum}, {maximum}]", where)
         return int(value)
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from blake3 import blake3
 
-from consensus.codec import encode
+from consensus.codec import encode_known
 from consensus.digest import digest
 from node.ledger.errors import MalformedError
 
@@ -34,7 +34,7 @@ _LANE = np.dtype("<u2")
 
 @lru_cache(maxsize=EXPANSIONS_REMEMBERED_MAX)
 def _expand(key: bytes, value: bytes) -> bytes:
-    expanded: bytes = blake3(_DOMAIN + encode([key, value])).digest(length=LTHASH_BYTES)
+    expanded: bytes = blake3(_DOMAIN + encode_known((key, value))).digest(length=LTHASH_BYTES)
     return expanded
 
 
@@ -43,7 +43,7 @@ def _sum(pairs: Sequence[tuple[bytes, bytes]]) -> np.ndarray[tuple[int], np.dtyp
     lanes = np.zeros(LANES, dtype=_LANE)
     for at in range(0, len(pairs), SUMMED_AT_ONCE):
         rows = b"".join([_expand(key, value) for key, value in pairs[at : at + SUMMED_AT_ONCE]])
-        lanes += np.frombuffer(rows, dtype=_LANE).reshape(-1, LANES).sum(axis=0, dtype=_LANE)
+        lanes += np.add.reduce(np.frombuffer(rows, dtype=_LANE).reshape(-1, LANES), axis=0, dtype=_LANE)
     return lanes
 
 

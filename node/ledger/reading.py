@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from consensus.codec import SHORT_BYTES_MAX, encode_known, unpack_short
 from consensus.digest import digest
-from node.ledger.transaction import Transaction, decode_transaction, hash_transaction_bytes
+from consensus.errors import CodecError
+from node.ledger.bodies import SIGNATURE_BYTES, Transfer
+from node.ledger.fields import U63_MAX
+from node.ledger.transaction import (
+    TRANSACTION_VERSION,
+    Transaction,
+    decode_transaction,
+    hash_transaction_bytes,
+)
 
 REMEMBERED_MAX = 8_192
 """In each of two generations."""
@@ -19,8 +28,13 @@ REMEMBERED_BYTES_MAX = 1_024
 """Longer ones are read anew each time, so that the memory stays below some 30 MB."""
 
 _EIGHT_FIELDS = b"\x98"
-_SIGNATURE_FIELD_BYTES = 66
+_SIGNATURE_FIELD_BYTES = 2 + SIGNATURE_BYTES
 """The last field of the canonical form: two bytes of header and the signature."""
+
+# Where the fields of a transfer stand: version, chain and sender first, the signature last, integers and body between.
+_VERSION_AND_BYTES32 = bytes([0x99, TRANSACTION_VERSION, 0xC4, 32])
+_BYTES32, _BYTES64 = b"\xc4\x20", b"\xc4\x40"
+_SENDER_AT, _NONCE_AT, _FIVE_FIELDS = 38, 70, b"\x95"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +54,50 @@ def read_transaction(data: bytes, chain_id: bytes) -> ReadTransaction:
 
     What was signed is the array of the first eight fields: as the form is canonical, these are the bytes that stand there.
     """
-    transaction = decode_transaction(data)
+    transaction = _decode_transfer(data, chain_id) or decode_transaction(data)
     message = digest(
         "transaction-sign", _EIGHT_FIELDS + data[1:-_SIGNATURE_FIELD_BYTES], transaction.chain_id
     )
     signed = (transaction.sender, message, transaction.signature)
     return ReadTransaction(hash_transaction_bytes(data, chain_id), transaction, signed)
+
+
+def _decode_transfer(data: bytes, chain_id: bytes) -> Transaction | None:
+    """`decode_transaction` of a short transfer on this chain, at a fifth of its cost; None for anything else, good or bad.
+
+    The fixed parts stand where the canonical form has them. What is between is unpacked, looked at value by value, and
+    must be what it packs to, like everything in `consensus.codec.decode`.
+    """
+    if (
+        len(data) > SHORT_BYTES_MAX
+        or len(chain_id) != 32
+        or not data.startswith(_VERSION_AND_BYTES32 + chain_id + _BYTES32)
+        or data[-_SIGNATURE_FIELD_BYTES:-SIGNATURE_BYTES] != _BYTES64
+    ):
+        return None
+    between = _FIVE_FIELDS + data[_NONCE_AT:-_SIGNATURE_FIELD_BYTES]
+    try:
+        nonce, fee, valid_until, kind, body = values = unpack_short(between)
+    except CodecError:
+        return None
+    if not (type(nonce) is type(fee) is type(valid_until) is type(kind) is int and type(body) is list):
+        return None
+    if kind != Transfer.KIND or len(body) != 2:
+        return None
+    to, amount = body
+    if (
+        type(to) is not bytes
+        or len(to) != 32
+        or type(amount) is not int
+        or not (0 <= nonce <= U63_MAX and 0 <= fee <= U63_MAX and 0 <= valid_until <= U63_MAX)
+        or not 1 <= amount <= U63_MAX
+        or encode_known(values) != between
+    ):
+        return None
+    sender, signature = data[_SENDER_AT:_NONCE_AT], data[-SIGNATURE_BYTES:]
+    return Transaction(
+        TRANSACTION_VERSION, chain_id, sender, nonce, fee, valid_until, kind, Transfer(to, amount), signature
+    )
 
 
 class TransactionReader:

@@ -28,9 +28,23 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
+from consensus.codec import encode_known
 from node.ledger import bodies
 from node.ledger.errors import ExecutionError
-from node.ledger.fields import blob, fixed, from_bytes, many, nested, row, text, to_bytes, uint
+from node.ledger.fields import (
+    U63_MAX,
+    blob,
+    decode_list,
+    fixed,
+    from_bytes,
+    many,
+    nested,
+    row,
+    text,
+    to_bytes,
+    uint,
+    unpack,
+)
 from node.ledger.openings import TOKENS_MAX, Voucher
 from node.ledger.params import Params, decode_params
 from node.ledger.records import RECORDS_BYTES_MAX, RECORDS_MAX
@@ -370,6 +384,41 @@ class Deadlines:
     entries: tuple[Deadline, ...] = field(default=(), metadata=many(nested(Deadline), OPEN_MAX))
 
 
+ACCOUNTS_REMEMBERED_MAX = 16_384
+_accounts: dict[bytes, Account] = {}
+"""Accounts by their bytes, as they were last read or written: what a block writes the next ones read. Some 4 MB."""
+
+
+WINDOWS_REMEMBERED_MAX = 2 * VALIDATORS_MAX
+_windows: dict[bytes, BatchWindow] = {}
+"""Windows by their bytes, as they were written: 256 integers, read again for each batch. Some 3 MB."""
+
+
+def decode_account(data: bytes) -> Account:
+    """Read an account, from memory where possible; raises :class:`MalformedError`."""
+    known = _accounts.get(data)
+    if known is None:
+        known = unpack(Account, decode_list(data, VALUE_BYTES_MAX, "Account"))
+        _remember_account(data, known)
+    return known
+
+
+def encode_account(account: Account) -> bytes:
+    """Canonical bytes of an account."""
+    balance, nonce = account.balance, account.nonce
+    data = encode_known((balance, nonce))
+    # What could not be read is not remembered as if it could.
+    if 0 <= balance <= U63_MAX and 0 <= nonce <= U63_MAX:
+        _remember_account(data, account)
+    return data
+
+
+def _remember_account(data: bytes, account: Account) -> None:
+    if len(_accounts) >= ACCOUNTS_REMEMBERED_MAX:
+        _accounts.clear()  # at once: several threads read and write here
+    _accounts[data] = account
+
+
 class StateReader(Protocol):
     """Where a state is read from: a dict, a database, an overlay."""
 
@@ -381,65 +430,70 @@ class StateReader(Protocol):
 class Overlay:
     """Writes on top of a reader; a transaction's overlay is merged into its block's only if it succeeds.
 
-    A block writes some accounts hundreds of times, so they are kept as they are and encoded once, when their bytes are asked for.
+    A block writes some accounts hundreds of times, so they are kept as they are and encoded once, when their bytes are asked for:
+    `accounts` are those that were written since, by key.
     """
 
-    __slots__ = ("_accounts", "_base", "_changes")
+    __slots__ = ("_base", "_changes", "accounts")
 
     def __init__(self, base: StateReader) -> None:
         self._base = base
         self._changes: dict[bytes, bytes | None] = {}
-        self._accounts: dict[bytes, Account] = {}  # written, and not in `_changes` yet
+        self.accounts: dict[bytes, Account] = {}
 
     @property
     def changes(self) -> dict[bytes, bytes | None]:
         """Everything that was written here, by key; None for what was removed."""
-        for key in tuple(self._accounts):
-            self._encode(key)
+        for key, account in self.accounts.items():
+            self._changes[key] = encode_account(account)
+        self.accounts.clear()
         return self._changes
 
     def get(self, key: bytes) -> bytes | None:
         """The value under `key`, the latest write first."""
-        if key in self._accounts:
+        if key in self.accounts:
             self._encode(key)
         return self._changes[key] if key in self._changes else self._base.get(key)
 
     def account(self, key: bytes) -> Account | None:
         """The account under `key`, the latest write first; None where there is none."""
-        written = self._accounts.get(key)
+        written = self.accounts.get(key)
         if written is not None:
             return written
-        if key not in self._changes and isinstance(self._base, Overlay):
+        if key in self._changes:
+            data = self._changes[key]
+        elif isinstance(self._base, Overlay):
             return self._base.account(key)
-        data = self.get(key)
-        return None if data is None else from_bytes(Account, data, VALUE_BYTES_MAX)
+        else:
+            data = self._base.get(key)
+        return None if data is None else decode_account(data)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write a value."""
-        self._accounts.pop(key, None)
+        self.accounts.pop(key, None)
         self._changes[key] = value
 
     def put_record(self, key: bytes, record: object) -> None:
         """Write a dataclass in its canonical form."""
         if type(record) is Account:
-            self._accounts[key] = record
+            self.accounts[key] = record
         else:
             self.put(key, to_bytes(record))
 
     def delete(self, key: bytes) -> None:
         """Remove a key."""
-        self._accounts.pop(key, None)
+        self.accounts.pop(key, None)
         self._changes[key] = None
 
     def merge(self, child: Overlay) -> None:
         """Take over the writes of an overlay made on this one."""
         for key in child._changes:
-            self._accounts.pop(key, None)
+            self.accounts.pop(key, None)
         self._changes.update(child._changes)
-        self._accounts.update(child._accounts)
+        self.accounts.update(child.accounts)
 
     def _encode(self, key: bytes) -> None:
-        self._changes[key] = to_bytes(self._accounts.pop(key))
+        self._changes[key] = encode_account(self.accounts.pop(key))
 
 
 StateWriter = Overlay
@@ -454,8 +508,10 @@ def read(reader: StateReader, key: bytes, cls: type[T]) -> T | None:
 def get_account(reader: StateReader, address: bytes) -> Account:
     """An account; one that was never touched has nothing."""
     key = ACCOUNT + address
-    found = reader.account(key) if isinstance(reader, Overlay) else read(reader, key, Account)
-    return found or Account()
+    if isinstance(reader, Overlay):
+        return reader.account(key) or Account()
+    data = reader.get(key)
+    return Account() if data is None else decode_account(data)
 
 
 def get_datanet(reader: StateReader, datanet: bytes) -> Datanet | None:
@@ -496,7 +552,19 @@ def get_voucher_sequence(reader: StateReader, user: bytes, provider: bytes) -> i
 
 def get_batch_window(reader: StateReader, author: bytes) -> BatchWindow:
     """Which of an author's batches were executed."""
-    return read(reader, BATCHES + author, BatchWindow) or BatchWindow()
+    data = reader.get(BATCHES + author)
+    if data is None:
+        return BatchWindow()
+    return _windows.get(data) or from_bytes(BatchWindow, data, VALUE_BYTES_MAX)
+
+
+def put_batch_window(overlay: Overlay, author: bytes, window: BatchWindow) -> None:
+    """Write which of an author's batches were executed, and remember what these bytes say for its next batch."""
+    data = encode_known((window.floor, window.executed))
+    if len(_windows) >= WINDOWS_REMEMBERED_MAX:
+        _windows.clear()
+    _windows[data] = window
+    overlay.put(BATCHES + author, data)
 
 
 def get_reveal(reader: StateReader, consensus_key: bytes) -> Reveal | None:

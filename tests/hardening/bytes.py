@@ -106,7 +106,7 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "a boolean is taken for an integer in what the ledger reads",
         "node/ledger/fields.py",
-        "if not isinstance(value, int) or type(value) is bool or not minimum <= value <= maximum:",
+        "if type(value) is bool or not isinstance(value, int) or not minimum <= value <= maximum:",
         "if not isinstance(value, int) or not minimum <= value <= maximum:",
         (f"{LEAVES}[transaction]", f"{LEAVES}[batch]"),
     ),
