@@ -22,7 +22,6 @@ _LIBRARY_LEVELS = {
     "": logging.WARNING,
     "libp2p": logging.CRITICAL,
     "multiaddr": logging.ERROR,
-    "hypercorn": logging.WARNING,
     "asyncio": logging.WARNING,
     "py.warnings": logging.ERROR,
 }

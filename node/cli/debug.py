@@ -127,9 +127,11 @@ def _versions() -> bytes:
     from importlib.metadata import version
 
     from node import __version__
+    from node.form import form
 
-    names = ("trio", "libp2p", "plyvel", "pynacl", "blake3", "msgpack", "hypercorn", "starlette")
-    found = {"openledger": __version__, "python": platform.python_version(), "system": platform.platform()}
+    names = ("trio", "libp2p", "plyvel", "pynacl", "blake3", "msgpack", "h11", "starlette")
+    found = {"openledger": __version__, "code": form(), "python": platform.python_version()}
+    found["system"] = platform.platform()
     return _json(found | {name: version(name) for name in names})
 
 

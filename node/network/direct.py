@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 import trio
 
+from node.network import hardening
 from node.network.config import Limits
 from node.network.errors import RemoteProtocolError
 from node.network.framing import READ_BYTES, FrameDecoder
@@ -71,8 +72,10 @@ async def _drain(peer: Peer, limits: Limits, stream: Any) -> None:
         pieces = peer.queue.take(trio.current_time(), limits.write_bytes)
         if not pieces:
             continue
-        with trio.fail_after(limits.write_timeout_ms / 1000):
-            await stream.write(b"".join(pieces))
+        data = b"".join(pieces)
+        if not await hardening.write_at_once(stream, data):
+            with trio.fail_after(limits.write_timeout_ms / 1000):
+                await stream.write(data)
         peer.frames_out += len(pieces) // 2
         peer.writes_out += 1
 

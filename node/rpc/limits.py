@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 ADDRESSES_MAX = 4096
@@ -58,6 +59,7 @@ class RateLimiter:
         return bucket
 
 
+@lru_cache(maxsize=1024)
 def client_key(host: str, *, limit_loopback: bool) -> str | None:
     """Whose bucket a connection from ``host`` uses; None for this machine's own clients, unless they are limited too.
 

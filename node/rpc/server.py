@@ -1,40 +1,28 @@
-"""The HTTP server: Starlette on Hypercorn's trio connections, inside the caller's nursery.
+"""The HTTP server, inside the caller's nursery: how many connections there may be, and how it ends.
 
-Hypercorn's own accept loop is replaced by ours (`serve_rpc`) for what it does not do: a limit on connections, a fault
-in one connection that cannot end the daemon, and a shutdown that does not wait for peers who have stopped reading
-(Hypercorn writes in a shielded scope, which only closing the socket ends).
+A fault in one connection cannot end the daemon, and the end waits for no client that has stopped reading.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import h11
 import structlog
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Event, Updated
-from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
 
 from node.config import RpcSection
 from node.errors import AddressUnavailable
 from node.rpc.app import build_app
 from node.rpc.backend import Backend
+from node.rpc.http import App, Connection, Patience
 from node.rpc.limits import client_key
 
 if TYPE_CHECKING:
-    from hypercorn.typing import ASGIFramework
-
     # Not trio's own: the stubs that libp2p's dependencies install shadow trio's annotations.
     from trio_typing import TaskStatus
 
@@ -43,7 +31,6 @@ _log = structlog.get_logger("rpc")
 SHUTDOWN_GRACE_S = 0.5
 """How long requests in progress may go on once the node stops; then their connections are closed."""
 
-_HEADER_BYTES_MAX = 16 * 1024
 _BACKLOG = 128
 _REFUSALS_MAX = 64
 _REFUSAL_READ_BYTES = 65536
@@ -55,18 +42,18 @@ class _Connections:
     """The open connections, how many each client has, and an event for when the last of them has ended."""
 
     by_client: Counter[str] = field(default_factory=Counter)
-    open: set[trio.SocketStream] = field(default_factory=set)
+    open: dict[trio.SocketStream, Connection] = field(default_factory=dict)
     all_ended: trio.Event = field(default_factory=trio.Event)
     closing: bool = False
     refusals: int = 0
 
-    def begin(self, stream: trio.SocketStream, client: str | None) -> None:
-        self.open.add(stream)
+    def begin(self, stream: trio.SocketStream, client: str | None, connection: Connection) -> None:
+        self.open[stream] = connection
         if client is not None:
             self.by_client[client] += 1
 
     def end(self, stream: trio.SocketStream, client: str | None) -> None:
-        self.open.discard(stream)
+        del self.open[stream]
         if client is not None:
             self.by_client[client] -= 1
             if not self.by_client[client]:
@@ -74,55 +61,13 @@ class _Connections:
         if self.closing and not self.open:
             self.all_ended.set()
 
-    async def wait_all_ended(self) -> None:
+    async def end_all(self) -> None:
+        """Tell all of them to end, and return when the last one has."""
         self.closing = True
+        for connection in self.open.values():
+            connection.end()
         if self.open:
             await self.all_ended.wait()
-
-
-class _Http1(H11Protocol):
-    """Hypercorn's HTTP/1.1, which stays with it.
-
-    HTTP/2 would let one connection have a hundred requests in progress, and cancel and repeat them without end.
-    """
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Take no offer of HTTP/2: ``Upgrade: h2c`` is ignored, ``PRI * HTTP/2.0`` is a page that there is not."""
-
-
-class _Connection(TCPServer):
-    """Hypercorn's connection, which frees its place as soon as the client has gone.
-
-    Hypercorn waits for its keep-alive timer even when the client closed long before; a busy client without keep-alive
-    would use up all places. And it speaks HTTP/1.1 alone.
-    """
-
-    _client_gone = False
-
-    async def _read_data(self) -> None:
-        wrapped = self.protocol
-        self.protocol = _Http1(  # type: ignore[assignment]
-            wrapped.app,
-            wrapped.config,
-            wrapped.context,
-            wrapped.task_group,
-            wrapped.state,
-            wrapped.ssl,
-            wrapped.client,
-            wrapped.server,
-            wrapped.send,
-        )
-        await super()._read_data()
-        self._client_gone = True
-        await self.idle_task.stop()
-
-    async def protocol_send(self, event: Event) -> None:
-        if self._client_gone and isinstance(event, Updated):
-            return
-        # A client that breaks the protocol while its answer is written makes Hypercorn answer twice at once: the
-        # second answer is left out.
-        with suppress(trio.BusyResourceError):
-            await super().protocol_send(event)
 
 
 async def serve_rpc(
@@ -141,12 +86,11 @@ async def serve_rpc(
     host, port = listener.socket.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     connections = _Connections()
-    context = WorkerContext(None)
+    patience = Patience(config.idle_timeout_ms / 1000, 2 * config.request_timeout_ms / 1000)
     serve_connection = partial(
         _serve_connection,
-        ASGIWrapper(cast("ASGIFramework", build_app(backend, config, shutdown))),
-        _hypercorn_config(config),
-        context,
+        build_app(backend, config, shutdown),
+        patience,
         config,
         connections,
         backend.metrics.refused,
@@ -161,13 +105,9 @@ async def serve_rpc(
                 await shutdown.wait()
                 accepting.cancel_scope.cancel()
             # Idle connections end at once; those with a request in progress get the grace.
-            await context.terminated.set()
             with trio.move_on_after(SHUTDOWN_GRACE_S):
-                await connections.wait_all_ended()
+                await connections.end_all()
         finally:
-            # Also when cancelled from outside: what is shielded ends only with its socket.
-            for connection in connections.open:
-                connection.socket.close()
             handlers.cancel_scope.cancel()
 
 
@@ -184,9 +124,8 @@ async def _listen(config: RpcSection) -> trio.SocketListener:
 
 
 async def _serve_connection(
-    app: ASGIWrapper,
-    hypercorn: HypercornConfig,
-    context: WorkerContext,
+    app: App,
+    patience: Patience,
     config: RpcSection,
     connections: _Connections,
     refused: Callable[[str], None],
@@ -198,13 +137,12 @@ async def _serve_connection(
         refused("CONNECTIONS_MAX" if over else "CONNECTIONS_PER_ADDRESS_MAX")
         await _refuse(connections, stream)
         return
-    connections.begin(stream, client)
+    connection = Connection(app, stream, patience)
+    connections.begin(stream, client, connection)
     try:
-        # The application needs its connection to cut off a client that neither reads nor stops sending.
-        state = ConnectionState({"connection": stream})
-        await _Connection(app, hypercorn, context, state, stream).run()  # type: ignore[arg-type]
+        await connection.run()
     except Exception as error:
-        # One client's connection must never end the daemon's nursery; h11 and h2 raise what they like.
+        # One client's connection must never end the daemon's nursery, whatever we did not think of.
         _log.warning("rpc.connection_failed", error=repr(error))
     finally:
         connections.end(stream, client)
@@ -236,13 +174,3 @@ def _client_of(stream: trio.SocketStream, config: RpcSection) -> str | None:
     except OSError:  # it has gone already
         return None
     return client_key(host, limit_loopback=config.limit_loopback)
-
-
-def _hypercorn_config(section: RpcSection) -> HypercornConfig:
-    config = HypercornConfig()
-    config.accesslog = None
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.include_server_header = False
-    config.h11_max_incomplete_size = _HEADER_BYTES_MAX
-    config.keep_alive_timeout = section.idle_timeout_ms / 1000
-    return config

@@ -21,6 +21,8 @@ DIRECT = "node/network/direct.py"
 
 GARBAGE_TEST = f"{GARBAGE}::test_garbage_on_a_protocol_harms_nothing_and_is_held_against_its_sender"
 
+FAST = "tests/unit/node_network/test_fast_path.py::"
+
 REMOVALS: tuple[Removal, ...] = (
     # Who gets in
     Removal(
@@ -388,5 +390,27 @@ REMOVALS: tuple[Removal, ...] = (
         "        check_port_is_free(self.config.listen_host, self._port)\n",
         "",
         (f"{TALK}::test_a_port_in_use_is_a_typed_error",),
+    ),
+    # The short way of a frame to the socket.
+    Removal(
+        "a frame in the middle of another's",
+        "node/network/fast_path.py",
+        "        if len(frame) > MAX_PLAINTEXT_LENGTH or self._locks[0].locked() or self._locks[1].locked():\n",
+        "        if len(frame) > MAX_PLAINTEXT_LENGTH:\n",
+        (FAST + "test_while_somebody_writes_nothing_is_encrypted_or_written",),
+    ),
+    Removal(
+        "a frame of which the socket took a part",
+        "node/network/fast_path.py",
+        "        return wire[sent:]\n",
+        "        return wire[len(wire) :]\n",
+        (FAST + "test_a_frame_that_the_socket_takes_in_part_arrives_whole_and_before_the_next",),
+    ),
+    Removal(
+        "reading another connection's socket after ours was closed",
+        "node/network/fast_path.py",
+        "            if self._stream.socket.fileno() != number:\n",
+        "            if number < 0:\n",
+        (FAST + "test_a_reader_never_reads_a_socket_that_took_over_its_number",),
     ),
 )

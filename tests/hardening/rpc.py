@@ -9,7 +9,7 @@ HOSTILE = "tests/unit/node/test_rpc_hostile.py::"
 EVENTS = "tests/unit/node/test_rpc_events.py::"
 READY = "tests/unit/node/test_rpc_readiness.py::test_each_reason_alone_is_enough"
 APP = "node/rpc/app.py"
-GUARD = "node/rpc/guard.py"
+CONNECTION = "node/rpc/http.py"
 HTTP = "node/rpc/server.py"
 FRAMING = "node/rpc/protocol.py"
 FEED = "node/rpc/events.py"
@@ -110,9 +110,9 @@ REMOVALS: tuple[Removal, ...] = (
     # Slow clients.
     Removal(
         "a request head that never ends (slowloris), and idle connections",
-        HTTP,
-        "    config.keep_alive_timeout = section.idle_timeout_ms / 1000\n",
-        "    config.keep_alive_timeout = 3600\n",
+        CONNECTION,
+        "            with trio.move_on_after(self._patience.idle_s) as self._idle:\n",
+        "            with trio.move_on_after(3600) as self._idle:\n",
         (
             LIMITS + "test_a_request_head_that_does_not_come_whole_in_time_is_hung_up_on",
             LIMITS + "test_many_idle_connections_give_their_places_back",
@@ -130,29 +130,33 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "a client that never reads its answer",
-        GUARD,
-        "        self._until_s = trio.current_time() + self._piece_s\n",
-        "        self._until_s = trio.current_time() + 3600\n",
+        CONNECTION,
+        "        with trio.move_on_after(self._patience.piece_s) as scope:\n",
+        "        with trio.move_on_after(3600) as scope:\n",
         (
             SERVER + "test_a_client_that_stops_reading_is_cut_off_in_time",
             EVENTS + "test_a_subscriber_that_stops_reading_is_cut_off_and_delays_nobody",
         ),
     ),
     Removal(
-        "HTTP/2's hundred requests on one connection, and its resets",
-        HTTP,
-        "    async def _check_protocol(self, event: h11.Request) -> None:\n",
-        "    async def _unused(self, event: h11.Request) -> None:\n",
-        (
-            LIMITS + "test_http_2_is_not_spoken_with_prior_knowledge",
-            LIMITS + "test_an_offer_of_http_2_is_answered_in_http_1",
-        ),
+        "a client that keeps sending past its answer",
+        CONNECTION,
+        "        with trio.move_on_after(LINGER_S):\n",
+        "        with trio.move_on_after(3600):\n",
+        (SERVER + "test_a_client_that_keeps_sending_past_the_refusal_is_cut_off",),
+    ),
+    Removal(
+        "a request hidden in a body that nobody read",
+        CONNECTION,
+        "        self._skip_body()\n        if self._http.their_state is h11.SEND_BODY:\n            await self._hear_out()\n",
+        "        self._http = h11.Connection(h11.SERVER)\n        return not self._ending\n",
+        ("tests/unit/node/test_rpc_http.py::test_a_body_that_nobody_read_is_no_second_request",),
     ),
     Removal(
         "clients that delay the node's end",
         HTTP,
-        "            for connection in connections.open:\n                connection.socket.close()\n",
-        "",
+        "            handlers.cancel_scope.cancel()\n",
+        "            connections.closing = True\n",
         (SERVER + "test_requests_in_progress_and_clients_that_stopped_reading_do_not_delay_the_end",),
     ),
     # What the body says.

@@ -16,8 +16,8 @@ log = structlog.get_logger("test")
 log.debug("detail")
 log.info("executed", height=7, digest=b"\\x01\\xff", moniker_of="x")
 logging.getLogger("libp2p.host").error("failed to open stream")
-logging.getLogger("hypercorn.error").info("Running on http")
-logging.getLogger("hypercorn.error").warning("trouble")
+logging.getLogger("asyncio").info("Running on http")
+logging.getLogger("asyncio").warning("trouble")
 warnings.warn("old", DeprecationWarning)
 try:
     1 / 0

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
+from libp2p.io.trio import TrioTCPStream
 
-from node.network.fast_path import READS_AT_ONCE_MAX, Arrived, PromptLock
+from node.network import fast_path
+from node.network.fast_path import READS_AT_ONCE_MAX, Arrived, Prompt, PromptLock
 from tests.profiles import examples
 from tests.unit.node_network.cluster import open_mesh, receive_payloads, run_trio
 
-TURNS_MAX = 9
+TURNS_MAX = 7
 """Of both ends, for one frame sent alone; as libp2p comes it takes 15 and more."""
 
 
@@ -31,6 +37,13 @@ class Secured:
 
 class Mirror:
     """A cipher that turns bytes round, so that what was not decrypted, or twice, shows."""
+
+    def __init__(self) -> None:
+        self.encrypted = 0
+
+    def encrypt(self, data: bytes) -> bytes:
+        self.encrypted += 1
+        return data[::-1]
 
     def decrypt(self, data: bytes) -> bytes:
         return data[::-1]
@@ -54,7 +67,7 @@ class Socket:
 def arrived(left: bytes, pieces: list[bytes], fault: Exception | None = None) -> Arrived:
     secured: Any = Secured(left)
     noise: Any = Mirror()
-    return Arrived(secured, noise, Socket(pieces, fault))
+    return Arrived(secured, noise, Socket(pieces, fault).receive_some)
 
 
 @settings(max_examples=examples(60))
@@ -160,6 +173,110 @@ def test_a_prompt_lock_keeps_others_out_and_gives_no_turn_away() -> None:
             pass
         trio.lowlevel.remove_instrument(turns)
         assert turns.count == 0
+
+    run_trio(main)
+
+
+def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    ours, theirs = map(trio.socket.from_stdlib_socket, socket.socketpair())
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+def writer_to(stream: trio.SocketStream) -> tuple[Prompt, Mirror, Any]:
+    cipher = Mirror()
+    muxer: Any = SimpleNamespace(_write_lock=PromptLock(), secured_conn=SimpleNamespace(conn=cipher))
+    tcp = TrioTCPStream(stream)
+    tcp.write_lock = PromptLock()
+    return Prompt(muxer, tcp), cipher, muxer
+
+
+def test_a_frame_that_the_socket_takes_in_part_arrives_whole_and_before_the_next() -> None:
+    async def main() -> None:
+        ours, theirs = stream_pair()
+        writer, _, _ = writer_to(ours)
+        written, rest = b"", b""
+        for _ in range(200):
+            if rest:  # the socket is full
+                break
+            frame = bytes([len(written) >> 16 & 0xFF]) * 60_000
+            left = writer.write(frame)
+            assert left is not None
+            written, rest = written + frame, left
+        assert rest
+        inbox = Arrived(Secured(b""), Mirror(), fast_path.Socket(theirs).receive_some)
+        async with trio.open_nursery() as nursery:
+
+            async def go_on() -> None:
+                await writer.finish(rest)
+                assert writer.write(b"next") == b""
+
+            nursery.start_soon(go_on)
+            assert await inbox.read(len(written)) == written
+            assert await inbox.read(4) == b"next"
+        await ours.aclose()
+        await theirs.aclose()
+
+    run_trio(main)
+
+
+def test_while_somebody_writes_nothing_is_encrypted_or_written() -> None:
+    async def main() -> None:
+        ours, theirs = stream_pair()
+        writer, cipher, muxer = writer_to(ours)
+        async with muxer._write_lock:
+            assert writer.write(b"between") is None
+        assert cipher.encrypted == 0
+        assert writer.write(b"after") == b""
+        assert await theirs.receive_some(100) == b"\x00\x05retfa"
+        await ours.aclose()
+        assert (
+            writer.write(b"too late") is not None
+        )  # left for `finish`, which learns that the socket is closed
+        await theirs.aclose()
+
+    run_trio(main)
+
+
+def test_a_reader_never_reads_a_socket_that_took_over_its_number() -> None:
+    async def main() -> None:
+        closed = 0
+        for _ in range(40):
+            ours, theirs = stream_pair()
+            signal, signalled = stream_pair()
+            heard: list[bytes] = []
+            later: list[socket.socket] = []
+
+            async def read(stream: trio.SocketStream = ours, heard: list[bytes] = heard) -> None:
+                try:
+                    heard.append(await fast_path.Socket(stream).receive_some(100))
+                except trio.ClosedResourceError:
+                    heard.append(b"closed")
+
+            async def take_over(
+                stream: trio.SocketStream = ours,
+                signalled: trio.SocketStream = signalled,
+                later: list[socket.socket] = later,
+            ) -> None:
+                await fast_path.Socket(signalled).receive_some(1)
+                stream.socket.close()
+                later += socket.socketpair()
+                for end in later:
+                    end.send(b"another's")
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                nursery.start_soon(take_over)
+                await trio.testing.wait_all_tasks_blocked()
+                # Both are woken in one round, in an order that trio draws.
+                os.write(theirs.socket.fileno(), b"ours")
+                os.write(signal.socket.fileno(), b"!")
+            assert heard in ([b"ours"], [b"closed"])
+            closed += heard == [b"closed"]
+            for stream in (theirs, signal, signalled):
+                await stream.aclose()
+            for end in later:
+                end.close()
+        assert closed
 
     run_trio(main)
 
