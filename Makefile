@@ -10,7 +10,7 @@ SECONDS ?= 60
 JOBS ?= 2
 VALIDATORS ?= 4
 
-.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening fuzz gpu-check gpu-devnet interop machines vectors clean
+.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening compiled kernels fuzz gpu-check gpu-devnet interop machines vectors clean
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,15 @@ mutants: venv ## break every rule of the protocol once: the tests must notice
 
 model: venv ## every history of the rules within a bound, each rule's need, and histories played on real replicas
 	@$(BIN)/python -m tests.model --rounds 3
+
+compiled: venv ## the daemon's hot modules as machine code, and their tests on it: docs/compiled.md
+	@$(BIN)/python -m scripts.compile --out build/compiled
+	@$(BIN)/python -m tests.compiled
+
+kernels: venv ## numba's kernels of the exact engine: installed, compiled, compared with torch's paths bit for bit
+	@$(BIN)/pip install -qq --disable-pip-version-check "numba==0.68.1" "llvmlite==0.50.0"
+	@$(BIN)/python -m attribution.exact.fused
+	@$(BIN)/pytest -q tests/unit/attribution tests/machines
 
 rejoin: venv ## a validator that was away: its catch-up beside the chain's growth
 	@$(BIN)/python -m benchmarks.rejoin --json

@@ -1,6 +1,6 @@
 """Committed transactions a second, their finality, and what a daemon's CPU pays for each.
 
-python -m benchmarks.throughput [--validators 4] [--seconds 20] [--rate 1000] [--crash 1] [--profile svg] [--json]
+python -m benchmarks.throughput [--validators 4] [--seconds 20] [--rate 1000] [--crash 1] [--profile svg] [--compiled DIR] [--json]
 
 Real daemons on loopback. Transfers are signed beforehand, enter in JSON-RPC batches through the public RPC of all daemons but one,
 by an open loop (a late batch counts from when it was due), and count when that other daemon, the observer, has executed them:
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.chain import Chain, NodeSeat, rss_bytes, running_chain
+from benchmarks.compiled import add_option, go_on_compiled
 from benchmarks.load import Answers, prepare, send_all
 from node.client import ClientError
 
@@ -229,7 +230,10 @@ def main() -> int:
     parser.add_argument("--profile", default="", metavar="FILE", help="py-spy's flame graph (.svg) or stacks")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--json", action="store_true")
+    add_option(parser)
     options = parser.parse_args()
+    if options.compiled is not None:
+        go_on_compiled("benchmarks.throughput", options.compiled)
     with tempfile.TemporaryDirectory(prefix="openledger-throughput-") as folder:
         figures = measure(options, Path(folder))
     if options.json:

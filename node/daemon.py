@@ -17,8 +17,10 @@ import structlog
 import trio
 
 from consensus.errors import ConsensusError
+from node import __version__
 from node.config import Config, load_config
 from node.errors import ConfigInvalid, KeyFileInvalid, NodeError
+from node.form import form
 from node.home import Home, lock_home, open_home
 from node.ledger.errors import LedgerError
 from node.log import configure_logging
@@ -48,6 +50,7 @@ def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
         home = open_home(root)
         config = load_config(home.config_path, overrides=overrides)
         configure_logging(config.log, moniker=config.node.moniker)
+        log.info("starting", version=__version__, code=form())
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         with lock_home(home):
             return _run(home, config)

@@ -46,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     "keys": Command("node.cli.keys:configure", "create, list, move and encrypt keys"),
     "tx": Command("node.cli.tx:configure", "build, sign and submit a transaction"),
     "query": Command("node.cli.query:configure_query", "ask a node about the ledger"),
+    "spans": Command("node.cli.spans:configure", "which words of an answer or text match records"),
     "signer": Command("node.cli.signer:configure", "hold a validator's key in a process of its own"),
     "verify": Command("node.cli.verify:configure_verify", "recompute what the ledger claims"),
     "model": Command("node.cli.model:configure_model", "quantise a Hugging Face model to a base"),
@@ -86,7 +87,7 @@ def build_parser(selected: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         child = commands.add_parser(
@@ -100,6 +101,12 @@ def build_parser(selected: str | None = None) -> argparse.ArgumentParser:
             module, _, function = command.target.partition(":")
             getattr(import_module(module), function)(child)
     return parser
+
+
+def _version() -> str:
+    from node.form import form
+
+    return f"{__version__} ({form()})"
 
 
 def _exit_codes() -> str:

@@ -1,0 +1,1 @@
+"""The daemon's machine code does what the text does (docs/compiled.md)."""
