@@ -8,6 +8,7 @@ Adapters and records are blobs. A job is given paths below this node's own home 
 
 import filecmp
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -16,15 +17,26 @@ import structlog
 import trio
 
 from node.fetch import Fetcher
+from node.ledger.erasure import remaining_name
 from node.ledger.openings import Opening
-from node.ledger.queries import RecordOwner, adapter_records
 from node.ledger.results import AuditResult
 from node.ledger.state import Adapter, Inference, StateReader, get_params
-from node.recompute.jobs import AuditDone, AuditJob, IndexBuilt, IndexJob, JobRefused
+from node.recompute.jobs import (
+    AuditDone,
+    AuditJob,
+    EraseJob,
+    IndexBuilt,
+    IndexJob,
+    JobRefused,
+    RowsErased,
+)
 from node.recompute.process import RecomputeProcess
 from node.storage.blobs import BlobStore
+from node.training import Training, training_of
 
 log = structlog.get_logger(__name__)
+
+_ADAPTER_ID = re.compile("[0-9a-f]{64}")
 
 
 class Artefacts:
@@ -71,11 +83,12 @@ class Artefacts:
         if not await self.holds_base(adapter.base_hash):
             log.warning("base_missing", adapter=adapter_id.hex(), base=adapter.base_hash.hex())
             return None
-        contributions = self._records(adapter_id)
+        training = self.training(adapter_id, adapter)
         wanted = [(adapter.blob_digest, adapter.blob_bytes)]
-        wanted += [(entry.blob_digest, entry.blob_bytes) for entry in contributions]
-        for name, size_bytes in wanted:
-            if not await self._fetcher.blob(name, size_bytes):
+        wanted += [(entry.blob_digest, entry.blob_bytes) for entry in training.contributions]
+        for place, (name, size_bytes) in enumerate(wanted, -1):
+            left = place in training.blanked and await self._holds_remaining(name)
+            if not left and not await self._fetcher.blob(name, size_bytes):
                 log.warning("artefact_missing", adapter=adapter_id.hex(), blob=name.hex())
                 return None
         result = await self._worker.submit(
@@ -83,8 +96,9 @@ class Artefacts:
                 str(self.base_path(adapter.base_hash)),
                 str(self._blobs.path(adapter.blob_digest)),
                 adapter.adapter_hash,
-                tuple(str(self._blobs.path(entry.blob_digest)) for entry in contributions),
-                str(self._index_folder(adapter_id)),
+                self._paths(training),
+                str(self.index_folder(adapter_id)),
+                training.gaps,
             )
         )
         if isinstance(result, IndexBuilt):
@@ -100,18 +114,24 @@ class Artefacts:
         A refusal means a damaged file here: base, adapter and records are made whole, the index is rebuilt, and the
         job is tried once more.
         """
-        folder = self._index_folder(adapter_id)
+        folder = self.index_folder(adapter_id)
+        training = self.training(adapter_id, adapter)
+        # Of an inference what was erased up to its own height is not asked: every validator sees the same then.
+        erased = training.erased_rows(record.height)
         job = AuditJob(
             base=str(self.base_path(adapter.base_hash)),
             adapter=str(self._blobs.path(adapter.blob_digest)),
             adapter_hash=adapter.adapter_hash,
             index_folder=str(folder),
             index_root=adapter.index_root,
-            owners=tuple((entry.contributor, entry.record_count) for entry in self._records(adapter_id)),
+            owners=training.owners,
             prompt_ids=opening.prompt_ids,
             output_ids=opening.output_ids,
             new_tokens_max=record.voucher.new_tokens_max,
             floor_ppm=get_params(self._reader).attribution_floor_ppm,
+            erased=erased,
+            contributions=self._paths(training) if erased else (),
+            gaps=training.gaps if erased else (),
         )
         if folder.is_dir():
             result = await self._worker.submit(job)
@@ -126,11 +146,46 @@ class Artefacts:
         log.error("audit_refused", adapter=adapter_id.hex(), reason=_reason(result))
         return None
 
-    def _index_folder(self, adapter_id: bytes) -> Path:
+    async def erase_rows(self, adapter_id: bytes, adapter: Adapter) -> bool:
+        """Blank the rows of an adapter's index whose erasure is done; returns whether none is left. Safe to repeat."""
+        training = self.training(adapter_id, adapter)
+        rows = training.erased_rows(done=True)
+        if not rows:
+            return True
+        job = EraseJob(str(self.index_folder(adapter_id)), rows, self._paths(training), training.gaps)
+        result = await self._worker.submit(job)
+        if isinstance(result, RowsErased):
+            return True
+        log.error("rows_not_erased", adapter=adapter_id.hex(), reason=_reason(result))
+        return False
+
+    def indexed(self) -> list[bytes]:
+        """Adapters of which an index lies here, or the leftovers of one."""
+        names = {entry.name.removesuffix(".part") for entry in self._indices.iterdir()}
+        return [bytes.fromhex(name) for name in sorted(names) if _ADAPTER_ID.fullmatch(name)]
+
+    def index_folder(self, adapter_id: bytes) -> Path:
+        """Where an adapter's index lies, or would lie."""
         return self._indices / adapter_id.hex()
 
-    def _records(self, adapter_id: bytes) -> tuple[RecordOwner, ...]:
-        return adapter_records(self._reader, adapter_id) or ()
+    def training(self, adapter_id: bytes, adapter: Adapter) -> Training:
+        """What an adapter was trained on, and what is erased of it."""
+        return training_of(self._reader, adapter_id, adapter)
+
+    async def _holds_remaining(self, blob: bytes) -> bool:
+        """Whether what erasures left of a contribution's blob is here, or can be had."""
+        name = remaining_name(blob)
+        if await trio.to_thread.run_sync(self._blobs.get, name) is not None:
+            return True
+        return not self._blobs.has(blob) and await self._fetcher.any_blob(name) is not None
+
+    def _paths(self, training: Training) -> tuple[str, ...]:
+        paths = []
+        for place, entry in enumerate(training.contributions):
+            left = remaining_name(entry.blob_digest)
+            name = left if place in training.blanked and self._blobs.has(left) else entry.blob_digest
+            paths.append(str(self._blobs.path(name)))
+        return tuple(paths)
 
 
 def _reason(result: object) -> str:

@@ -8,16 +8,18 @@ import trio
 
 from consensus.errors import CodecError
 from node import __version__
+from node.duties import opening_of
 from node.errors import NotReady, TransactionDropped
 from node.ledger.batch import decode_batch
 from node.ledger.block import Receipt, ReceiptStatus, decode_receipt
 from node.ledger.bodies import BODIES
 from node.ledger.errors import MalformedError
 from node.ledger.reading import TransactionReader
-from node.ledger.state import StateReader, get_account
+from node.ledger.state import StateReader, get_account, get_inference
 from node.metrics import Metrics
 from node.observe import not_ready_reason, standing_of
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView
+from node.spans.shelf import Found
 
 if TYPE_CHECKING:
     from node.node import Node
@@ -187,6 +189,19 @@ class DaemonBackend:
         return await self._node.fetcher.any_blob(
             digest, self._node.keeper.fresh_note(self._node.executor.head.height)
         )
+
+    async def spans(self, datanet: bytes, tokens: Sequence[int], length_min: int) -> Found:
+        """Stretches of ``tokens`` that stand word for word in a datanet's records; raises NotReady."""
+        return await self._node.spans.spans(datanet, tokens, length_min)
+
+    async def answer_of(self, inference: bytes) -> tuple[int, ...] | None:
+        """An inference's answer, while what its provider revealed for the audit is here."""
+        record = get_inference(self._node.store, inference)
+        if record is None or not record.blob_digest:
+            return None
+        data = await trio.to_thread.run_sync(self._node.blobs.get, record.blob_digest)
+        opening = None if data is None else await trio.to_thread.run_sync(opening_of, record, data)
+        return None if opening is None else opening.output_ids
 
     def _need_state(self) -> None:
         diverged = self._node.driver.diverged

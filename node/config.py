@@ -127,11 +127,15 @@ class NetworkSection:
 
 @dataclass(frozen=True, slots=True)
 class AttributionSection:
-    """``[attribution]``: where exact recomputation runs. Every choice gives the same bits; only speed differs."""
+    """``[attribution]``: where exact recomputation runs. Every choice gives the same bits; only speed differs.
+
+    ``processes`` build an index together, each with ``threads`` threads and a copy of the base; 1: the worker by itself.
+    """
 
     device: str = _choice("auto", "auto", "cpu", "cuda")
     backend: str = _choice("auto", "auto", "int8", "fp64", "fp32")
     threads: int = _integer(1, 1, 256)
+    processes: int = _integer(1, 1, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,19 @@ class StorageSection:
 
 
 @dataclass(frozen=True, slots=True)
+class SpansSection:
+    """``[spans]``: indices of verbatim spans, for `openledger spans` and the RPC; where enabled, one for each datanet.
+
+    ``datanets`` names those that are followed; none: all. All indices together take about ``bytes_max`` on disk, some 4 bytes
+    for each byte of text, and building takes up to 400 MB of memory: nothing for a validator of few cores.
+    """
+
+    enabled: bool = False
+    bytes_max: int = _integer(2**30, 2**20, 2**50)
+    datanets: tuple[str, ...] = _texts(r"[0-9a-f]{64}", "a datanet's id, 64 lowercase hex digits")
+
+
+@dataclass(frozen=True, slots=True)
 class SyncSection:
     """``[sync]``: how a node that was away catches up.
 
@@ -209,6 +226,7 @@ class Config:
     consensus: ConsensusSection = ConsensusSection()
     mempool: MempoolSection = MempoolSection()
     storage: StorageSection = StorageSection()
+    spans: SpansSection = SpansSection()
     sync: SyncSection = SyncSection()
     log: LogSection = LogSection()
 

@@ -6,7 +6,7 @@ inside one. The ledger runs in a thread, so that a long block does not hold up v
 
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -16,7 +16,7 @@ from consensus.crypto import Verifier, verify
 from consensus.leaders import missed_leaders
 from consensus.types import Block, is_boundary
 from node.epochs import Epochs
-from node.ledger.accumulator import decode_accumulator, encode_accumulator
+from node.ledger.accumulator import Accumulator, decode_accumulator, encode_accumulator
 from node.ledger.batch import Batch, decode_batch
 from node.ledger.blobs import REFERRING, blob_referred
 from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, SystemCode
@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 BATCHES_REMEMBERED_MAX = 1024
 BATCHES_READ_MAX = 64
 """As they were read; one takes up to about a MiB."""
+
+ACCOUNTS_RECENT_MAX = 16_384
+"""Accounts of recent blocks, in each of two generations, and one block's more; some 8 MB."""
 
 TAKE_BACK_HEIGHTS = 128
 """So many of the newest blocks can be taken back (`openledger rollback`)."""
@@ -60,6 +63,41 @@ class Remembering(StateReader):
         return value
 
 
+class Recent(StateReader):
+    """The stored state, with the accounts that the last blocks wrote at hand: the database is asked for others only.
+
+    Only what this process wrote is kept, told after each write (`wrote`); so nothing is ever older than the database.
+    """
+
+    __slots__ = ("_base", "_newer", "_older")
+
+    def __init__(self, base: StateReader) -> None:
+        self._base = base
+        self._newer: dict[bytes, bytes] = {}
+        self._older: dict[bytes, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._newer) + len(self._older)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        value = self._newer.get(key)
+        if value is None:
+            value = self._older.get(key)
+        return self._base.get(key) if value is None else value
+
+    def wrote(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Take over what a block wrote; past the bound what was not written for longest is read from the database again."""
+        if len(self._newer) >= ACCOUNTS_RECENT_MAX:
+            self._older, self._newer = self._newer, {}
+        for key, value in changes.items():
+            if value is None:
+                self._newer.pop(key, None)
+                self._older.pop(key, None)
+            elif key.startswith(ACCOUNT):
+                self._newer[key] = value
+
+
 class SharedVerifier(Verifier):
     """A `Verifier` for several threads: execution checks signatures in one, admission in another."""
 
@@ -79,9 +117,18 @@ class SharedVerifier(Verifier):
             return False
         with self._lock:
             self._good.setdefault(key)
-            if len(self._good) > self._capacity:
-                del self._good[next(iter(self._good))]
+            self._forget_oldest()
         return True
+
+    def note_good(self, public: bytes, message: bytes, signature: bytes) -> None:
+        """Remember a signature that was made, or found good, elsewhere."""
+        with self._lock:
+            self._good.setdefault((public, message, signature))
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        if len(self._good) > self._capacity:
+            del self._good[next(iter(self._good))]
 
     def knows(self, public: bytes, message: bytes, signature: bytes) -> bool:
         """Whether the signature was found good before and is remembered."""
@@ -123,7 +170,7 @@ class Executor:
         chain_id: bytes,
         make_available: Callable[[Block], Awaitable[None]],
         executed: Callable[[ExecutedBlock], None],
-        check: Verifier,
+        check: SharedVerifier,
         epochs: Epochs,
         snapshots: Maker | None = None,
     ) -> None:
@@ -147,6 +194,9 @@ class Executor:
         self._hashes: dict[bytes, tuple[bytes, ...]] = {}
         # A batch is met three times on its way: checked, ordered, executed; it is read once.
         self._batches: dict[bytes, Batch] = {}
+        # As the last block left it: its bytes, and what they say.
+        self._accumulator = (b"", Accumulator())
+        self._recent = Recent(store)
         self.read = TransactionReader(chain_id)
 
     def recover(self) -> None:
@@ -212,9 +262,11 @@ class Executor:
         await self._make_available(block)
         batches = [self._batch(digest) for digest in block.header.payload]
         began_s = trio.current_time()
-        before = Remembering(self._store)
+        before = Remembering(self._recent)
         outcome = await trio.to_thread.run_sync(self._apply, before, block, batches)
         seconds = trio.current_time() - began_s
+        encoded = encode_accumulator(outcome.accumulator)
+        self._accumulator = (encoded, outcome.accumulator)
         root = b"" if self._snapshots is None else await self._snapshots.root_for(block.height)
         self.head = ExecutedHead(
             block.height,
@@ -222,7 +274,7 @@ class Executor:
             outcome.state_digest,
             outcome.accumulator_root,
             outcome.lthash,
-            encode_accumulator(outcome.accumulator),
+            encoded,
         )
         kept = Outcome(
             outcome.state_digest,
@@ -232,34 +284,30 @@ class Executor:
             outcome.next_validators_hash,
             root,
         )
-        places = self._places(outcome)
+        told = tell_apart(outcome, lambda subject: self._store.transaction_place(subject) is not None)
         if self._snapshots is None:
-            self._store.record_execution(self.head, outcome.changes, kept, places)
+            self._store.record_execution(self.head, outcome.changes, kept, told.places)
         else:
             forget = self._forgettable(self._snapshots, block.height)
-            self._store.record_execution(self.head, outcome.changes, kept, places, before.seen, forget)
+            self._store.record_execution(self.head, outcome.changes, kept, told.places, before.seen, forget)
             self._snapshots.executed(self.head, kept)
-        performed = _subjects(outcome, ReceiptStatus.OK, ReceiptStatus.FAILED)
-        invalid = _subjects(outcome, ReceiptStatus.INVALID)
+        self._recent.wrote(outcome.changes)
         if batches:
-            log.info("executed", height=block.height, transactions=len(performed), invalid=len(invalid))
-        ended = tuple(
-            receipt.subject
-            for receipt in outcome.receipts
-            if receipt.status == ReceiptStatus.SYSTEM and receipt.code in AUDIT_ENDS
-        )
+            log.info(
+                "executed", height=block.height, transactions=len(told.performed), invalid=len(told.invalid)
+            )
         references = tuple(
             (key, blob_referred(key, value))
             for key, value in outcome.changes.items()
             if key.startswith(REFERRING)
         )
-        accounts = tuple(key[len(ACCOUNT) :] for key in outcome.changes if key.startswith(ACCOUNT))
+        accounts = tuple([key[len(ACCOUNT) :] for key in outcome.changes if key.startswith(ACCOUNT)])
         size_bytes = sum(len(raw) for batch in batches for raw, _ in batch.items)
         return ExecutedBlock(
             block,
-            performed,
-            invalid,
-            ended,
+            tuple(told.performed),
+            tuple(told.invalid),
+            tuple(told.audits_ended),
             self.head,
             references,
             accounts,
@@ -284,7 +332,7 @@ class Executor:
         return forgotten
 
     def _apply(self, before: StateReader, block: Block, batches: list[Batch]) -> BlockOutcome:
-        header = block.header
+        header, (encoded, accumulator) = block.header, self._accumulator
         context = BlockContext(
             chain_id=header.chain_id,
             height=header.height,
@@ -300,7 +348,7 @@ class Executor:
         return execute_block(
             before,
             self.head.lthash,
-            decode_accumulator(self.head.accumulator),
+            accumulator if encoded == self.head.accumulator else decode_accumulator(self.head.accumulator),
             context,
             batches,
             check=self._check,
@@ -320,22 +368,13 @@ class Executor:
         skipped = missed_leaders(leaders, 0 if parent is None else parent.round, block.round)
         return tuple(members[index].id for index in skipped)
 
-    def _places(self, outcome: BlockOutcome) -> dict[bytes, int]:
-        """Where each transaction's receipt stands. A replay, which is invalid, never hides what happened before."""
-        places: dict[bytes, int] = {}
-        for position, receipt in enumerate(outcome.receipts):
-            subject = receipt.subject
-            if receipt.status in (ReceiptStatus.OK, ReceiptStatus.FAILED) or (
-                receipt.status == ReceiptStatus.INVALID
-                and subject not in places
-                and self._store.transaction_place(subject) is None
-            ):
-                places[subject] = position
-        return places
-
     def remember_batch(self, digest: bytes, batch: Batch) -> None:
-        """Keep a stored batch as it was read, for when it executes; past the bound the oldest is read again then."""
+        """Keep a stored batch as it was read, for when it executes; past the bound the oldest is read again then.
+
+        Its author must have been found to have signed this digest: the signature is not verified again.
+        """
         self._batches[digest] = batch
+        self._check.note_good(batch.author, digest, batch.signature)
         if len(self._batches) > BATCHES_READ_MAX:
             del self._batches[next(iter(self._batches))]
 
@@ -349,5 +388,33 @@ class Executor:
         return decode_batch(data)
 
 
-def _subjects(outcome: BlockOutcome, *statuses: ReceiptStatus) -> tuple[bytes, ...]:
-    return tuple(receipt.subject for receipt in outcome.receipts if receipt.status in statuses)
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A block's receipts told apart, and where each transaction's receipt stands; the lists as in `ExecutedBlock`."""
+
+    performed: list[bytes]
+    invalid: list[bytes]
+    audits_ended: list[bytes]
+    places: dict[bytes, int]
+
+
+def tell_apart(outcome: BlockOutcome, is_placed: Callable[[bytes], bool]) -> Told:
+    """One look at each receipt. A replay, which is invalid, never hides what happened before.
+
+    `is_placed` says whether an earlier block has a receipt of this transaction.
+    """
+    told = Told([], [], [], {})
+    executed, invalid = (ReceiptStatus.OK, ReceiptStatus.FAILED), ReceiptStatus.INVALID
+    performed, places = told.performed, told.places
+    for position, receipt in enumerate(outcome.receipts):
+        status, subject = receipt.status, receipt.subject
+        if status in executed:
+            performed.append(subject)
+            places[subject] = position
+        elif status == invalid:
+            told.invalid.append(subject)
+            if subject not in places and not is_placed(subject):
+                places[subject] = position
+        elif receipt.code in AUDIT_ENDS:
+            told.audits_ended.append(subject)
+    return told

@@ -26,6 +26,7 @@ from node.driver import Driver, DriverPorts
 from node.duties import Duties, forget_opening
 from node.effects import Effects
 from node.epochs import Epochs, first_row
+from node.erasing import Eraser
 from node.evidence import EvidenceReporter
 from node.executor import ExecutedBlock, Executor, SharedVerifier
 from node.fetch import Fetcher
@@ -54,6 +55,7 @@ from node.snapshot.files import Shelf
 from node.snapshot.late import Latecomer
 from node.snapshot.making import Maker
 from node.snapshot.plan import install_ready
+from node.spans.follower import SpanFollower
 from node.startup import (
     check_retention,
     check_validator,
@@ -137,6 +139,8 @@ class Node:
             self.membership.follow_validators()
         self.executor.recover()
         self.snapshots.recover()
+        await trio.to_thread.run_sync(self.eraser.recall)
+        await trio.to_thread.run_sync(self.spans.recall)
         await trio.to_thread.run_sync(self.keeper.recall, self.executor.head.height)
         await hold_shipped_base(self.artefacts)
         async with trio.open_nursery() as nursery, self.tasks.opened():
@@ -326,10 +330,21 @@ class Node:
         """What a validator owes the ledger, and what counts this node's work."""
         section = self.config.attribution
         self.observer = Observer(self, self.metrics)
-        command = worker_command(section.device, section.backend, section.threads)
+        command = worker_command(section.device, section.backend, section.threads, section.processes)
         self.worker = MeteredWorker(command, self.metrics)
         self.artefacts = Artefacts(
             self.home.artefacts_path, self.blobs, self.store, self.fetcher, self.worker
+        )
+        self.eraser = Eraser(
+            self.store, self.blobs, self.artefacts if self.validator else None, self.tasks.start
+        )
+        self.spans = SpanFollower(
+            self.home.root / "spans",
+            self.config.spans,
+            self.store,
+            self.blobs,
+            self.fetcher,
+            self.tasks.start,
         )
         self.duties = Duties(
             self.identity,
@@ -425,6 +440,8 @@ class Node:
         if not self.executor.waiting_blocks:
             self._clock_watch.compare(header.timestamp_ms, now_ms(), trio.current_time())
         self.keeper.executed(done)
+        self.eraser.executed(done)
+        self.spans.executed(done)
         if self.keeper.due(head.height):
             self.tasks.start(self.keeper.collect, head.height)
         self.intake.settle(done)

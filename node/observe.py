@@ -14,7 +14,7 @@ import trio
 
 from node.metrics import Metrics, Snapshot
 from node.network import PeerStatus
-from node.recompute.jobs import AuditJob, Job, JobRefused, JobResult
+from node.recompute.jobs import AuditJob, EraseJob, IndexJob, Job, JobRefused, JobResult
 from node.recompute.process import RecomputeProcess
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class MeteredWorker(RecomputeProcess):
             result = await super().submit(job)
         finally:
             self.jobs -= 1
-        kind = "audit" if isinstance(job, AuditJob) else "index"
+        kind = {AuditJob: "audit", IndexJob: "index", EraseJob: "erase"}[type(job)]
         outcome = "refused" if isinstance(result, JobRefused) else "done"
         self._metrics.job_done(kind, outcome, time.monotonic() - began_s)
         return result

@@ -98,6 +98,11 @@ class SpanIndex:
         return sum(segment.record_count for segment in self._segments)
 
     @property
+    def next_record(self) -> int:
+        """Number of the next record that is added: how many were, erased ones included."""
+        return self._next_record
+
+    @property
     def token_count(self) -> int:
         """Tokens of the live records."""
         return sum(segment.token_count for segment in self._segments)

@@ -26,7 +26,15 @@ from node.cli.output import Exit, Interrupted, UsageError, add_example, add_json
 from node.cli.registration import anchor_field, registration_fields
 from node.client import VALID_HEIGHTS, Client, Sent
 from node.keys import public_key
-from node.ledger.bodies import BODIES, Body, ContributionSubmit, ValidatorAnchor, ValidatorRegister
+from node.ledger.bodies import (
+    BODIES,
+    AdapterPublish,
+    Body,
+    ContributionSubmit,
+    RecordsErase,
+    ValidatorAnchor,
+    ValidatorRegister,
+)
 from node.ledger.errors import MalformedError
 from node.ledger.fields import U63_MAX, validate
 from node.ledger.openings import decode_voucher
@@ -182,6 +190,7 @@ _KINDS_OF_VALUE: dict[str, tuple[Any, str, bool]] = {
     "str": (str, "TEXT", False),
     "tuple[str, ...]": (str, "TEXT", True),
     "tuple[bytes, ...]": (_hex, "HEX", True),
+    "tuple[int, ...]": (_integer, "N", True),
     "Voucher": (lambda text: decode_voucher(_hex(text)), "HEX", False),
     "Shares": (_share, "ADDRESS=SHARE", True),
 }
@@ -216,6 +225,8 @@ def _run(body_class: type[Any], parsed: argparse.Namespace) -> int:
     client = connect(parsed)
     seed = load_signer(parsed)
     with reading_answers(client):
+        if isinstance(body, AdapterPublish):
+            _check_order(client, body)
         if blob is not None and not parsed.dry_run:
             client.put_blob(blob)
         raw, sent = client.build(
@@ -237,6 +248,19 @@ def _run(body_class: type[Any], parsed: argparse.Namespace) -> int:
             _submit(client, raw, sent, parsed, document)
     print_result(document, parsed.as_json, "transaction")
     return Exit.OK
+
+
+def _check_order(client: Client, body: AdapterPublish) -> None:
+    """Say which order of contributions the ledger takes, before a fee is paid to hear that it was another."""
+    if len(body.contributions) < 2:
+        return
+    numbers = {name: int(client.call("contribution", id=name.hex())["number"]) for name in body.contributions}
+    if list(body.contributions) != sorted(body.contributions, key=numbers.__getitem__):
+        ordered = " ".join(name.hex() for name in sorted(body.contributions, key=numbers.__getitem__))
+        raise UsageError(
+            "an adapter is trained on its contributions in the order in which they were committed, so that of near "
+            f"copies the earliest counts; train again in this order: {ordered}"
+        )
 
 
 def _submit(
@@ -274,6 +298,8 @@ def _build_body(body_class: type[Any], parsed: argparse.Namespace) -> tuple[Body
         raise UsageError(f"give {flags}, or {other}")
     if "licences" in values:
         values["licences"] = sorted(set(values["licences"]))
+    if body_class is RecordsErase:
+        values["records"] = sorted(set(values["records"]))
     listed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if "shares" in listed and listed["shares"] is None:
         listed["shares"] = ()

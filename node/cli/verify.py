@@ -25,6 +25,7 @@ from node.cli.output import (
 )
 from node.client import Client
 from node.errors import NodeError
+from node.ledger.errors import MalformedError
 
 if TYPE_CHECKING:
     from attribution.adapter import Adapter
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from node.rpc import shapes
 
 RECIPE_BYTES_MAX = 4096
+_NOT_COMMITTED = "the node's blob is not what the ledger committed to"
 _THREADS_MAX = 256
 
 
@@ -185,7 +187,6 @@ def _retrain(
     """Return the adapter trained from the ledger's data, and the number of its records."""
     from attribution.errors import ExactError
     from consensus.errors import CodecError
-    from node.ledger.errors import MalformedError
 
     try:
         records = _fetch_records(client, claimed)
@@ -197,23 +198,43 @@ def _retrain(
 
 def _fetch_records(client: Client, claimed: shapes.Adapter) -> list[tuple[int, ...]]:
     """Fetch every contribution's blob, in training order, and hold it against the ledger's digest and Merkle root."""
-    from node.ledger.records import decode_records, records_root
+    from node.ledger.erased import read_remaining
     from node.storage.blobs import blob_digest
 
+    if claimed["trained_on_erased"]:
+        raise VerificationFailed(
+            f"{claimed['trained_on_erased']} of its training records were erased since: nobody can train it again"
+        )
     records: list[tuple[int, ...]] = []
     for number, identity in enumerate(claimed["contributions"], 1):
         with reading_answers(client):
             contribution = cast("shapes.Contribution", client.call("contribution", id=identity))
-            committed = (str(contribution["blob_digest"]), str(contribution["records_root"]))
-            blob = client.get_blob(bytes.fromhex(committed[0]))
-        found = decode_records(blob)
-        if (blob_digest(blob).hex(), records_root(found).hex()) != committed:
-            raise VerificationFailed(
-                f"contribution {identity}: the node's blob is not what the ledger committed to"
-            )
-        records += found
+            left, whole = contribution["blob_remaining"], contribution["blob_digest"]
+            root, omitted = bytes.fromhex(contribution["records_root"]), frozenset[int]()
+            if contribution["erased"]:
+                omitted = _omitted(client.call("erasures", contribution=identity), claimed["height"])
+            blob = client.get_blob(bytes.fromhex(left or whole))
+        try:
+            found = read_remaining(blob, root)
+        except MalformedError as error:
+            raise VerificationFailed(f"contribution {identity}: {_NOT_COMMITTED}") from error
+        if left is None and blob_digest(blob).hex() != whole:
+            raise VerificationFailed(f"contribution {identity}: {_NOT_COMMITTED}")
+        for number, record in enumerate(found):
+            if number in omitted:
+                continue
+            if isinstance(record, bytes):
+                raise VerificationFailed(f"contribution {identity}: the node withholds record {number}")
+            records.append(record)
         print(f"fetched contribution {number} of {len(claimed['contributions'])}", file=sys.stderr)
     return records
+
+
+def _omitted(answer: shapes.Erasures, height: int) -> frozenset[int]:
+    """Records that were erased before an adapter of this height was published, and so are not in its training."""
+    return frozenset(
+        number for entry in answer["erasures"] if entry["height"] < height for number in entry["records"]
+    )
 
 
 def _base_path(parsed: argparse.Namespace, base_hash: bytes) -> Path:

@@ -46,8 +46,11 @@ async def create_datanet(chain: Chain, owner: Signer, script: Script) -> bytes:
 async def contribute(
     chain: Chain, datanet: bytes, script: Script, signers: Mapping[str, Signer], step: Step
 ) -> tuple[ContributorView, ...]:
-    """Everybody stores a blob of records and submits its Merkle root; return once all are on the ledger."""
-    sent = []
+    """Everybody stores a blob of records and submits its Merkle root; return once all are on the ledger.
+
+    One after the other: an adapter is trained on them in the order of their commitment.
+    """
+    views = []
     for name, texts in script.records.items():
         step.progress(f"{name} signs {len(texts)} records")
         records = [list(text.encode()) for text in texts]
@@ -62,9 +65,7 @@ async def contribute(
             blob_bytes=len(blob),
             licence=script.licence,
         )
-        sent.append((name, body, await chain.send(step.title, signers[name], body)))
-    views = []
-    for name, body, tx_hash in sent:
+        tx_hash = await chain.send(step.title, signers[name], body)
         await chain.executed(step.title, tx_hash, f"{name}'s contribution")
         address, root = signers[name].address.hex(), body.records_root.hex()
         views.append(ContributorView(name, address, body.record_count, body.token_count, tx_hash.hex(), root))

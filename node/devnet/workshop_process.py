@@ -100,6 +100,7 @@ class Bench:
     def train(self, say: Say, records: list[str], adapter: str) -> dict[str, object]:
         """Train on the records blobs in this order, write the adapter's file, build the index."""
         from attribution.adapter import adapter_to_bytes
+        from attribution.duplicates import leaders
         from attribution.index import build_index
         from attribution.training import train
 
@@ -115,7 +116,7 @@ class Bench:
         self._adapter = train(base, ids, recipe, progress)
         Path(adapter).write_bytes(adapter_to_bytes(self._adapter))
         say(f"building the index of {len(ids)} records")
-        self._index = build_index(base, self._adapter, ids)
+        self._index = build_index(base, self._adapter, ids, clusters=leaders(ids))
         return {
             "adapter_hash": self._adapter.hash.hex(),
             "recipe": encode(list(recipe.to_fields())).hex(),

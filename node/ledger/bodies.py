@@ -35,6 +35,7 @@ CONTRIBUTIONS_MAX = 512
 BLOB_BYTES_MAX = 1 << 40
 PEER_ID_BYTES_MAX = 128
 ATTEMPT_MAX = U32_MAX
+ERASED_AT_ONCE_MAX = 1_024
 
 _SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 
@@ -91,6 +92,20 @@ class ContributionSubmit:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordsErase:
+    """Erase records of the sender's own contribution by their numbers (counted from 0, ascending); their hashes stay."""
+
+    KIND: ClassVar[int] = 21
+    NAME: ClassVar[str] = "erase"
+    contribution: bytes = field(metadata=fixed(HASH_BYTES))
+    records: tuple[int, ...] = field(metadata=many(uint(RECORDS_MAX - 1), ERASED_AT_ONCE_MAX, 1))
+
+    def __post_init__(self) -> None:
+        if list(self.records) != sorted(set(self.records)):
+            raise MalformedError("records are not distinct and ascending", "records")
+
+
+@dataclass(frozen=True, slots=True)
 class BaseRegister:
     """Name a base model by its content hash; active once > 2/3 of stake holds it."""
 
@@ -104,6 +119,7 @@ class BaseRegister:
 class AdapterPublish:
     """Publish a LoRA adapter with the contributions it was trained on, in training order, and its index root.
 
+    That order is the order of commitment (`node.ledger.order`): of near-duplicates the earliest counts.
     `recipe` is the canonical encoding of the training recipe; `adapter_hash` is over the tensors, `blob_digest` over the file.
     """
 
@@ -271,6 +287,7 @@ Body = (
     Transfer
     | DatanetCreate
     | ContributionSubmit
+    | RecordsErase
     | BaseRegister
     | AdapterPublish
     | Held
@@ -292,6 +309,7 @@ BODIES: dict[int, type[Any]] = {
     1: Transfer,
     10: DatanetCreate,
     20: ContributionSubmit,
+    21: RecordsErase,
     30: BaseRegister,
     31: AdapterPublish,
     32: Held,

@@ -8,6 +8,7 @@ from node.ledger.block import Receipt
 from node.ledger.bodies import ContributionSubmit, DatanetCreate
 from node.ledger.environment import Environment
 from node.ledger.errors import FailedTransactionError, FailureCode
+from node.ledger.order import note_contribution
 from node.ledger.state import (
     CONTRIBUTION,
     DATANET,
@@ -48,6 +49,7 @@ def submit_contribution(
     if earlier is not None:
         raise FailedTransactionError(FailureCode.DUPLICATE, contribution=earlier)
     overlay.put(same, tx_hash)
+    note_contribution(overlay, tx_hash)
     overlay.put(datanet_entry_key(body.datanet, datanet.contribution_count), tx_hash)
     overlay.put_record(
         CONTRIBUTION + tx_hash,

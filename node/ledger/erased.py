@@ -30,7 +30,7 @@ def erase_records(blob: bytes, root: bytes, numbers: Collection[int]) -> bytes:
     if any(not 0 <= number < len(remaining) for number in numbers):
         raise MalformedError(f"there are {len(remaining)} records", "records")
     hashes = _hashes(remaining)
-    return _encode([hashes[n] if n in numbers else record for n, record in enumerate(remaining)])
+    return encode_remaining([hashes[n] if n in numbers else record for n, record in enumerate(remaining)])
 
 
 def read_remaining(blob: bytes, root: bytes) -> Remaining:
@@ -56,7 +56,8 @@ def _hashes(remaining: Remaining) -> list[bytes]:
     return [record if isinstance(record, bytes) else leaf_hash(encode(list(record))) for record in remaining]
 
 
-def _encode(remaining: Sequence[tuple[int, ...] | bytes]) -> bytes:
+def encode_remaining(remaining: Sequence[tuple[int, ...] | bytes]) -> bytes:
+    """Blob of what is left; raises :class:`MalformedError` over the limit."""
     blob = encode([record if isinstance(record, bytes) else list(record) for record in remaining])
     if len(blob) > RECORDS_BYTES_MAX:  # a hash may be longer than the record that it stands for
         raise MalformedError(f"{len(blob)} bytes of records where {RECORDS_BYTES_MAX} are allowed", "records")

@@ -23,6 +23,7 @@ from node.ledger.block import BlockContext, BlockOutcome, Receipt, ReceiptStatus
 from node.ledger.bodies import DUTY_KINDS, ContributionSubmit, InferenceReveal
 from node.ledger.environment import Environment
 from node.ledger.epochs import check_epoch, end_epoch, next_validators_hash
+from node.ledger.erasure import end_erasures
 from node.ledger.errors import (
     ExecutionError,
     FailedTransactionError,
@@ -39,7 +40,6 @@ from node.ledger.serving import draw_audits
 from node.ledger.state import (
     ACCOUNT,
     BATCH_WINDOW,
-    BATCHES,
     HEAD_KEY,
     PARAMS_KEY,
     Account,
@@ -52,8 +52,10 @@ from node.ledger.state import (
     get_head,
     get_params,
     get_validators,
+    put_batch_window,
 )
 from node.ledger.transaction import SignatureCheck, Transaction, hash_transaction_bytes
+from node.ledger.transfers import AtOnce, transfers_at_once
 from node.ledger.transitions import TRANSITIONS
 
 
@@ -81,14 +83,16 @@ def execute_block(
     receipts = draw_audits(overlay, env)
     skipped = []
     read = read or partial(read_transaction, chain_id=context.chain_id)
+    at_once = transfers_at_once(overlay, env)
     for batch in batches:
         if not _admit_batch(overlay, env, batch):
             skipped.append(batch_digest(batch, context.chain_id))
             continue
         for data, stored in batch.items:
-            receipts += _execute_transaction(overlay, env, batch.author, data, stored, read)
+            receipts += _execute_transaction(overlay, env, batch.author, data, stored, read, at_once)
     receipts += end_artefacts(overlay, env)
     receipts += end_audits(overlay, env)
+    receipts += end_erasures(overlay, env)
     receipts += end_epoch(overlay, env)
     overlay.put_record(HEAD_KEY, Head(context.height, context.timestamp_ms))
     outcome = _outcome(reader, overlay, lthash, accumulator, context, tuple(receipts), tuple(skipped))
@@ -128,12 +132,18 @@ def _admit_batch(overlay: Overlay, env: Environment, batch: Batch) -> bool:
     floor = window.floor
     if len(executed) > BATCH_WINDOW:
         floor = executed.pop(0)
-    overlay.put_record(BATCHES + batch.author, BatchWindow(floor, tuple(executed)))
+    put_batch_window(overlay, batch.author, BatchWindow(floor, tuple(executed)))
     return True
 
 
 def _execute_transaction(
-    overlay: Overlay, env: Environment, author: bytes, data: bytes, stored: StorageReceipts, read: Read
+    overlay: Overlay,
+    env: Environment,
+    author: bytes,
+    data: bytes,
+    stored: StorageReceipts,
+    read: Read,
+    at_once: AtOnce,
 ) -> list[Receipt]:
     """One transaction's receipt, followed by those of the steps that it set off."""
     kind, chain_id = 0, env.context.chain_id
@@ -141,6 +151,8 @@ def _execute_transaction(
         known = read(data)
         transaction = known.transaction
         kind = transaction.kind
+        if (done := at_once(known, len(data))) is not None:
+            return [done]
         check_envelope(overlay, env.params, transaction, len(data), chain_id, env.context.height)
         _check_storage(env, transaction, stored)
         if not env.check(*known.signed):

@@ -7,7 +7,9 @@ from dataclasses import replace
 from node.ledger.block import Receipt, SystemCode
 from node.ledger.bodies import AdapterPublish, BaseRegister, Held
 from node.ledger.environment import Environment, event
+from node.ledger.erasure import erased_records
 from node.ledger.errors import FailedTransactionError, FailureCode, InvalidCode, InvalidTransactionError
+from node.ledger.order import first_out_of_order
 from node.ledger.state import (
     ADAPTER,
     ADAPTER_HASH,
@@ -26,7 +28,9 @@ from node.ledger.state import (
 )
 
 RECORDS_PER_ADAPTER_MAX = 4_096
-"""Records that one index can hold (attribution.whitening.RECORDS_MAX): every validator would refuse to build a longer one."""
+"""Records of one adapter: what a worker builds in its time. An index can hold more (attribution.whitening.RECORDS_MAX)."""
+TOKENS_PER_ADAPTER_MAX = 1 << 23
+"""Tokens of all its records: finding the leaders of near-duplicates takes up to 100 bytes of memory and 3 us for each."""
 
 
 def register_base(
@@ -76,20 +80,39 @@ def publish_adapter(
 
 
 def _check_contributions(overlay: Overlay, env: Environment, contributions: tuple[bytes, ...]) -> None:
-    """Bound the contributions, their records and, so that a settlement stays small, the distinct contributors."""
+    """Bound the contributions, their records and, so that a settlement stays small, the distinct contributors.
+
+    They stand in the order of commitment, from which every validator finds the same leaders of near-duplicates.
+    """
     if len(contributions) > env.params.contributions_per_adapter_max:
         raise FailedTransactionError(FailureCode.LIMIT_EXCEEDED, contributions=len(contributions))
-    contributors, records = set(), 0
+    contributors, records, tokens = set(), 0, 0
+    height = env.context.height
     for name in contributions:
         contribution = get_contribution(overlay, name)
         if contribution is None:
             raise FailedTransactionError(FailureCode.UNKNOWN_CONTRIBUTION, contribution=name)
         contributors.add(contribution.contributor)
-        records += contribution.record_count
+        left = contribution.record_count - len(erased_records(overlay, name, before=height))
+        if not left:
+            raise FailedTransactionError(
+                FailureCode.NOTHING_LEFT, "all of its records were erased", contribution=name
+            )
+        records += left
+        tokens += contribution.token_count
     if len(contributors) > env.params.contributors_per_adapter_max:
         raise FailedTransactionError(FailureCode.LIMIT_EXCEEDED, contributors=len(contributors))
     if records > RECORDS_PER_ADAPTER_MAX:
         raise FailedTransactionError(FailureCode.LIMIT_EXCEEDED, records=records)
+    if tokens > TOKENS_PER_ADAPTER_MAX:
+        raise FailedTransactionError(FailureCode.LIMIT_EXCEEDED, tokens=tokens)
+    misplaced = first_out_of_order(overlay, contributions)
+    if misplaced is not None:
+        raise FailedTransactionError(
+            FailureCode.CONTRIBUTIONS_OUT_OF_ORDER,
+            "contributions stand in the order in which they were committed: train on them in that order, sort by `number`",
+            contribution=misplaced,
+        )
 
 
 def _await_holders(overlay: Overlay, env: Environment, artefact: bytes) -> None:

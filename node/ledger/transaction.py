@@ -35,6 +35,7 @@ _FEES = {
     1: "fee_transfer",
     10: "fee_datanet_create",
     20: "fee_contribution",
+    21: "fee_contribution",
     30: "fee_base_register",
     31: "fee_adapter_publish",
     40: "fee_provider_bond",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from node.ledger import audits, data, evidence, models, money, serving, staking
+from node.ledger import audits, data, erasure, evidence, models, money, serving, staking
 from node.ledger.block import Receipt
 from node.ledger.environment import Environment
 from node.ledger.state import Overlay
@@ -21,6 +21,7 @@ TRANSITIONS: dict[int, Transition] = {
     1: money.transfer,
     10: data.create_datanet,
     20: data.submit_contribution,
+    21: erasure.erase,
     30: models.register_base,
     31: models.publish_adapter,
     32: models.attest_held,

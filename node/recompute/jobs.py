@@ -23,6 +23,19 @@ class WorkerProtocolError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """What is missing of the contribution at `place` (in training order), of which records were erased.
+
+    Its blob may hold hashes in place of records and then proves itself against `root`; the records `omitted` were erased
+    before the adapter was published and are not among its training records.
+    """
+
+    place: int
+    root: bytes
+    omitted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class IndexJob:
     """Rebuild the index of an adapter from the blobs of its training records.
 
@@ -34,6 +47,7 @@ class IndexJob:
     adapter_hash: bytes
     contributions: tuple[str, ...]
     index_folder: str
+    gaps: tuple[Gap, ...] = ()
 
     def fields(self) -> Fields:
         """The job as an array."""
@@ -44,6 +58,7 @@ class IndexJob:
             self.adapter_hash,
             list(self.contributions),
             self.index_folder,
+            *([_gap_fields(self.gaps)] if self.gaps else []),
         ]
 
 
@@ -52,7 +67,9 @@ class AuditJob:
     """Recompute one inference: the output from the prompt, and who is to be paid for it.
 
     `owners` gives each contribution's owner and record count, in training order; `floor_ppm` is the cosine
-    below which a record is not paid, in parts per million.
+    below which a record is not paid, in parts per million. `erased` are the rows of the index that were erased before
+    the inference was recorded, ascending: they count as if they were not there. Only with them are `contributions` and
+    `gaps` given, for who leads the near-duplicates that remain.
     """
 
     base: str
@@ -65,9 +82,13 @@ class AuditJob:
     output_ids: tuple[int, ...]
     new_tokens_max: int
     floor_ppm: int
+    erased: tuple[int, ...] = ()
+    contributions: tuple[str, ...] = ()
+    gaps: tuple[Gap, ...] = ()
 
     def fields(self) -> Fields:
         """The job as an array."""
+        missing = [list(self.erased), list(self.contributions), _gap_fields(self.gaps)]
         return [
             "audit",
             self.base,
@@ -80,10 +101,52 @@ class AuditJob:
             list(self.output_ids),
             self.new_tokens_max,
             self.floor_ppm,
+            *(missing if self.erased else []),
         ]
 
 
-Job = IndexJob | AuditJob
+@dataclass(frozen=True, slots=True)
+class EraseJob:
+    """Blank rows of an adapter's index on disk, for good; an index that is not there has none."""
+
+    index_folder: str
+    rows: tuple[int, ...]
+    contributions: tuple[str, ...]
+    gaps: tuple[Gap, ...]
+
+    def fields(self) -> Fields:
+        """The job as an array."""
+        return [
+            "erase",
+            self.index_folder,
+            list(self.rows),
+            list(self.contributions),
+            _gap_fields(self.gaps),
+        ]
+
+
+Job = IndexJob | AuditJob | EraseJob
+
+
+def _gap_fields(gaps: tuple[Gap, ...]) -> Fields:
+    return [[gap.place, gap.root, list(gap.omitted)] for gap in gaps]
+
+
+def _gaps(value: list[object]) -> tuple[Gap, ...]:
+    found = []
+    for entry in value:
+        match entry:
+            case [int(place), bytes(root), list(omitted)]:
+                found.append(Gap(place, root, _integers(omitted)))
+            case other:
+                raise WorkerProtocolError(f"no gap: {str(other)[:80]}")
+    return tuple(found)
+
+
+def _integers(value: list[object]) -> tuple[int, ...]:
+    if any(type(entry) is not int for entry in value):
+        raise WorkerProtocolError("not a list of integers")
+    return tuple(entry for entry in value if isinstance(entry, int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +194,18 @@ class IndexRefused(JobRefused):
         return ["index-refused", self.reason]
 
 
-JobResult = IndexBuilt | AuditDone | JobRefused
+@dataclass(frozen=True, slots=True)
+class RowsErased:
+    """So many rows of the index are zeros now; 0 where there is no index."""
+
+    rows: int
+
+    def fields(self) -> Fields:
+        """The result as an array."""
+        return ["rows-erased", self.rows]
+
+
+JobResult = IndexBuilt | AuditDone | RowsErased | JobRefused
 
 
 def pack_frame(fields: Fields) -> bytes:
@@ -161,12 +235,16 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 def parse_job(body: bytes) -> Job:
     """Return the job in a frame; raises WorkerProtocolError."""
     match codec.decode(body, FRAME_BYTES_MAX, ELEMENTS_MAX):
-        case ["index", str(base), str(adapter), bytes(adapter_hash), list(contributions), str(folder)]:
-            return IndexJob(base, adapter, adapter_hash, tuple(map(str, contributions)), folder)
+        case ["index", str(base), str(adapter), bytes(adapter_hash), list(contributions), str(folder), *rest]:
+            gaps = _gaps(_only_list(rest))
+            return IndexJob(base, adapter, adapter_hash, tuple(map(str, contributions)), folder, gaps)
+        case ["erase", str(folder), list(rows), list(contributions), list(gaps)]:
+            return EraseJob(folder, _integers(rows), tuple(map(str, contributions)), _gaps(gaps))
         case [
             "audit", str(base), str(adapter), bytes(adapter_hash), str(folder), bytes(index_root), list(owners),
-            list(prompt_ids), list(output_ids), int(new_tokens_max), int(floor_ppm),
+            list(prompt_ids), list(output_ids), int(new_tokens_max), int(floor_ppm), *missing,
         ]:  # fmt: skip
+            erased, paths, gaps = _missing(missing)
             return AuditJob(
                 base,
                 adapter,
@@ -178,9 +256,30 @@ def parse_job(body: bytes) -> Job:
                 tuple(output_ids),
                 new_tokens_max,
                 floor_ppm,
+                erased,
+                paths,
+                gaps,
             )
         case other:
             raise WorkerProtocolError(f"no job: {str(other)[:80]}")
+
+
+def _only_list(rest: list[object]) -> list[object]:
+    match rest:
+        case []:
+            return []
+        case [list(only)]:
+            return only
+    raise WorkerProtocolError("more than a job has")
+
+
+def _missing(rest: list[object]) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Gap, ...]]:
+    match rest:
+        case []:
+            return (), (), ()
+        case [list(erased), list(contributions), list(gaps)]:
+            return _integers(erased), tuple(map(str, contributions)), _gaps(gaps)
+    raise WorkerProtocolError("more than a job has")
 
 
 def parse_result(body: bytes) -> JobResult:
@@ -190,6 +289,8 @@ def parse_result(body: bytes) -> JobResult:
             return IndexBuilt(index_root, record_count)
         case ["audit-done", int(status), bytes(result_hash), list(shares)]:
             return AuditDone(status, result_hash, tuple((address, share) for address, share in shares))
+        case ["rows-erased", int(rows)]:
+            return RowsErased(rows)
         case ["refused", str(reason)]:
             return JobRefused(reason)
         case ["index-refused", str(reason)]:

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from node.ledger.block import Receipt
 from node.ledger.state import StateReader
 from node.metrics import Metrics
+from node.spans.shelf import Found
 
 Outcome = Literal["ok", "failed", "invalid"]
 
@@ -155,6 +156,14 @@ class Backend(Protocol):
 
         Raises: `node.storage.errors.BlobTooLarge`, `BlobQuotaExceeded`, `node.errors.NotReady`.
         """
+        ...
+
+    async def spans(self, datanet: bytes, tokens: Sequence[int], length_min: int) -> Found:
+        """Return the stretches of ``tokens`` that stand word for word in a datanet's records; raises `NotReady`."""
+        ...
+
+    async def answer_of(self, inference: bytes) -> tuple[int, ...] | None:
+        """Return an inference's answer (token ids) where what its provider revealed is here, or None."""
         ...
 
     async def get_blob(self, digest: bytes) -> bytes | None:

@@ -17,7 +17,7 @@ from node.errors import (
     TransactionUnderpriced,
 )
 from node.ledger.errors import LedgerError
-from node.storage.errors import BlobQuotaExceeded, BlobTooLarge
+from node.storage.errors import BlobErased, BlobQuotaExceeded, BlobTooLarge
 
 
 class Code(IntEnum):
@@ -44,6 +44,7 @@ class Code(IntEnum):
     RESPONSE_TOO_LARGE = -32013
     BLOB_MISSING = -32014
     RATE_LIMITED = -32015
+    BLOB_ERASED = -32016
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ CODES: dict[Code, CodeInfo] = {
     Code.ORIGIN_REFUSED: CodeInfo("a web page of another origin made the request", ("expected",)),
     Code.RESPONSE_TOO_LARGE: CodeInfo("earlier answers of the batch used up its limit", ("bytes_max",)),
     Code.BLOB_MISSING: CodeInfo("the transaction names a blob that the node does not have", ("digest",)),
+    Code.BLOB_ERASED: CodeInfo("records of this blob were erased; it is not taken again", ("digest",)),
     Code.RATE_LIMITED: CodeInfo("the client's address calls too often; try again later", ("retry_after_ms",)),
 }
 
@@ -132,6 +134,8 @@ def fault_of(error: Exception) -> Fault | None:
         case BlobTooLarge():
             data = {"bytes": error.size_bytes, "bytes_max": error.bytes_max}
             return Fault(Code.BLOB_TOO_LARGE, str(error), data)
+        case BlobErased():
+            return Fault(Code.BLOB_ERASED, str(error), {"digest": error.name.hex()})
         case BlobQuotaExceeded():
             return Fault(Code.STORAGE_FULL, str(error), {"bytes_max": error.bytes_max})
         case NodeError():

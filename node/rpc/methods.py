@@ -7,17 +7,21 @@ from functools import cache
 from typing import Any
 
 from node.ledger import stakes, state
+from node.ledger.erasure import get_erasures
 from node.ledger.queries import datanet_contributions
 from node.ledger.transaction import TRANSACTION_BYTES_MAX
 from node.rpc import shapes, views
 from node.rpc.backend import Backend
 from node.rpc.discover import openrpc_document
-from node.rpc.errors import Code, not_found
+from node.rpc.errors import Code, invalid_param, not_found
 from node.rpc.params import Param, blob_param, hex_param, integer_param
 from node.rpc.protocol import Arguments, Method
 
 HEIGHT_MAX = 2**63 - 1
 CONTRIBUTIONS_PAGE_MAX = 256
+SPANS_PAGE_MAX = 256
+SPAN_TOKENS_MAX = 4_096
+SPAN_TOKEN_BYTES = 4
 _BLOB_PARAM_BYTES_MAX = 2**40
 """The body's limit comes first; how large a blob may be is the store's to say, as a typed error."""
 
@@ -124,15 +128,63 @@ def _contributions(
     reader: state.StateReader, identity: bytes, first: int, count: int
 ) -> list[shapes.Contribution]:
     page = datanet_contributions(reader, identity, first, count)
-    return [views.contribution_view(name, contribution) for name, contribution in page]
+    return [views.contribution_view(reader, name, contribution) for name, contribution in page]
 
 
 async def _contribution(backend: Backend, arguments: Arguments) -> shapes.Contribution:
     identity = _bytes(arguments, "id")
-    contribution = state.get_contribution(backend.reader(), identity)
+    reader = backend.reader()
+    contribution = state.get_contribution(reader, identity)
     if contribution is None:
         raise not_found("contribution", identity)
-    return views.contribution_view(identity, contribution)
+    return views.contribution_view(reader, identity, contribution)
+
+
+async def _erasures(backend: Backend, arguments: Arguments) -> shapes.Erasures:
+    identity = _bytes(arguments, "contribution")
+    reader = backend.reader()
+    if state.get_contribution(reader, identity) is None:
+        raise not_found("contribution", identity)
+    return views.erasures_view(identity, get_erasures(reader, identity))
+
+
+async def _spans(backend: Backend, arguments: Arguments) -> shapes.Spans:
+    datanet, data = _bytes(arguments, "datanet"), _bytes(arguments, "tokens")
+    if state.get_datanet(backend.reader(), datanet) is None:
+        raise not_found("datanet", datanet)
+    if len(data) % SPAN_TOKEN_BYTES:
+        raise invalid_param("tokens", f"{2 * SPAN_TOKEN_BYTES} hex digits for each token id")
+    tokens = [
+        int.from_bytes(data[at : at + SPAN_TOKEN_BYTES], "big")
+        for at in range(0, len(data), SPAN_TOKEN_BYTES)
+    ]
+    return await _spans_page(backend, arguments, (datanet,), tokens)
+
+
+async def _inference_spans(backend: Backend, arguments: Arguments) -> shapes.Spans:
+    identity = _bytes(arguments, "inference")
+    reader = backend.reader()
+    inference = state.get_inference(reader, identity)
+    if inference is None:
+        raise not_found("inference", identity)
+    tokens = await backend.answer_of(identity)
+    if tokens is None:
+        raise not_found("answer of the inference", identity)
+    if len(tokens) > SPAN_TOKENS_MAX:
+        raise invalid_param("inference", f"one with an answer of at most {SPAN_TOKENS_MAX} tokens")
+    adapter = state.get_adapter(reader, inference.voucher.adapter)
+    found = (state.get_contribution(reader, name) for name in (adapter.contributions if adapter else ()))
+    datanets = dict.fromkeys(contribution.datanet for contribution in found if contribution is not None)
+    return await _spans_page(backend, arguments, tuple(datanets), tokens)
+
+
+async def _spans_page(
+    backend: Backend, arguments: Arguments, datanets: Sequence[bytes], tokens: Sequence[int]
+) -> shapes.Spans:
+    length_min = _integer(arguments, "length_min")
+    found = [await backend.spans(datanet, tokens, length_min) for datanet in datanets]
+    first, count = _integer(arguments, "first"), _integer(arguments, "count")
+    return views.spans_view(backend.reader(), len(tokens), found, first, count)
 
 
 async def _base(backend: Backend, arguments: Arguments) -> shapes.Base:
@@ -150,7 +202,7 @@ async def _adapter(backend: Backend, arguments: Arguments) -> shapes.Adapter:
     adapter = state.get_adapter(reader, identity)
     if adapter is None:
         raise not_found("adapter", identity)
-    return views.adapter_view(identity, adapter, state.get_validators(reader))
+    return views.adapter_view(reader, identity, adapter)
 
 
 async def _provider(backend: Backend, arguments: Arguments) -> shapes.Provider:
@@ -200,6 +252,12 @@ async def _blob_get(backend: Backend, arguments: Arguments) -> shapes.Blob:
 _HEIGHT: Param = integer_param("height", 0, HEIGHT_MAX)
 _PAGE = (_ID, integer_param("first", 0, HEIGHT_MAX), integer_param("count", 1, CONTRIBUTIONS_PAGE_MAX))
 
+_SPANS_PAGE = (
+    integer_param("length_min", 1, SPAN_TOKENS_MAX),
+    integer_param("first", 0, SPAN_TOKENS_MAX * CONTRIBUTIONS_PAGE_MAX),
+    integer_param("count", 1, SPANS_PAGE_MAX),
+)
+
 _SUBMIT_CODES = (
     Code.TRANSACTION_REFUSED,
     Code.MEMPOOL_FULL,
@@ -208,7 +266,7 @@ _SUBMIT_CODES = (
     Code.BLOB_MISSING,
     Code.STORAGE_FULL,
 )
-_PUT_CODES = (Code.BLOB_TOO_LARGE, Code.STORAGE_FULL)
+_PUT_CODES = (Code.BLOB_TOO_LARGE, Code.STORAGE_FULL, Code.BLOB_ERASED)
 
 
 async def _discover(_backend: Backend, _arguments: Arguments) -> dict[str, Any]:
@@ -254,6 +312,27 @@ METHODS: dict[str, Method] = {
             shapes.ContributionPage,
         ),
         _lookup("contribution", "a contribution", (_ID,), _contribution, shapes.Contribution),
+        _lookup(
+            "erasures",
+            "which records of a contribution were erased, and when",
+            (hex_param("contribution"),),
+            _erasures,
+            shapes.Erasures,
+        ),
+        _lookup(
+            "spans",
+            "stretches of a text that match records of a datanet word for word",
+            (hex_param("datanet"), blob_param("tokens", SPAN_TOKEN_BYTES * SPAN_TOKENS_MAX), *_SPANS_PAGE),
+            _spans,
+            shapes.Spans,
+        ),
+        _lookup(
+            "inference_spans",
+            "stretches of an inference's answer that match records word for word, while the answer is here",
+            (hex_param("inference"), *_SPANS_PAGE),
+            _inference_spans,
+            shapes.Spans,
+        ),
         _lookup("base", "a base model by its content hash", (_BASE_HASH,), _base, shapes.Base),
         _lookup("adapter", "an adapter, its holders, what it learnt from", (_ID,), _adapter, shapes.Adapter),
         _lookup("provider", "a provider's bond and history", (_ADDRESS,), _provider, shapes.Provider),

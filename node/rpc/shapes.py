@@ -180,7 +180,11 @@ class Stake(TypedDict):
 
 
 class Contribution(TypedDict):
-    """``contribution``."""
+    """``contribution``.
+
+    ``number`` is its place in the order of commitment; ``erased`` how many of its records were erased. Once their bytes are
+    gone, ``blob_remaining`` names what is left of the blob; null before.
+    """
 
     id: Hash
     contributor: Hash
@@ -192,6 +196,67 @@ class Contribution(TypedDict):
     blob_bytes: int
     licence: str
     height: int
+    number: int
+    erased: int
+    blob_remaining: Hash | None
+
+
+class Erasure(TypedDict):
+    """Record numbers erased at ``height``; ``done_height`` is the block from which on their bytes go, null before it."""
+
+    height: int
+    done_height: int | None
+    records: list[int]
+
+
+class Erasures(TypedDict):
+    """``erasures``: what was erased of a contribution, oldest first."""
+
+    contribution: Hash
+    erasures: list[Erasure]
+
+
+class SpanPlace(TypedDict):
+    """A record in which a span stands: the contribution, the record's number in it, the first of its tokens there."""
+
+    contribution: Hash
+    contributor: Hash
+    record: int
+    offset: int
+
+
+class Span(TypedDict):
+    """Tokens ``start`` to ``start + length`` of the text match records of the datanet word for word.
+
+    ``occurrences`` counts all places, ``records`` the distinct records (null past 4,096 occurrences), of which ``places`` names
+    the earliest. ``surprise`` is in 1/1024 bit: by how much chance would miss it. A match says nothing of causes.
+    """
+
+    datanet: Hash
+    start: int
+    length: int
+    occurrences: int
+    records: int | None
+    surprise: int
+    places: list[SpanPlace]
+
+
+class Searched(TypedDict):
+    """A datanet whose first ``contributions`` were searched, of ``contribution_count``."""
+
+    datanet: Hash
+    contributions: int
+    contribution_count: int
+
+
+class Spans(TypedDict):
+    """``spans`` and ``inference_spans``: a page of the maximal matching spans of ``tokens`` tokens, long and rare first."""
+
+    tokens: int
+    searched: list[Searched]
+    span_count: int
+    first: int
+    spans: list[Span]
 
 
 class Datanet(TypedDict):
@@ -232,7 +297,10 @@ class Base(TypedDict):
 
 
 class Adapter(TypedDict):
-    """``adapter``. ``contributions`` are in training order; ``recipe`` is canonical bytes."""
+    """``adapter``. ``contributions`` are in training order, that of commitment; ``recipe`` is canonical bytes.
+
+    ``trained_on_erased`` counts training records that were erased since: with one the training cannot be repeated.
+    """
 
     id: Hash
     status: str
@@ -245,6 +313,7 @@ class Adapter(TypedDict):
     blob_digest: Hash
     blob_bytes: int
     index_root: Hash
+    trained_on_erased: int
     height: int
     held: list[Hash]
     held_stake: Amount

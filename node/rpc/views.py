@@ -9,12 +9,15 @@ from enum import IntEnum
 from node.ledger import stakes, state
 from node.ledger.block import Receipt
 from node.ledger.epochs import consensus_set
+from node.ledger.erasure import Erasures, erased_records, get_erasures, remaining_name
 from node.ledger.openings import Voucher
+from node.ledger.order import contribution_number
 from node.ledger.params import Params
 from node.ledger.results import AuditStatus
 from node.ledger.state import InferenceStatus
 from node.rpc import shapes
 from node.rpc.backend import BlockView, NodeStatus, TransactionView
+from node.spans.shelf import Found
 
 _AMOUNT_PARAMS = ("fee_", "inference_fee_min", "provider_bond_min", "stake_min")
 _DRAWN_LATER = frozenset({InferenceStatus.RECORDED})
@@ -187,8 +190,12 @@ def _registration(stake: stakes.Stake) -> shapes.Registration:
     }
 
 
-def contribution_view(identity: bytes, contribution: state.Contribution) -> shapes.Contribution:
+def contribution_view(
+    reader: state.StateReader, identity: bytes, contribution: state.Contribution
+) -> shapes.Contribution:
     """``contribution``."""
+    erasures = get_erasures(reader, identity)
+    left = erasures is not None and bool(erasures.done)
     return {
         "id": identity.hex(),
         "contributor": contribution.contributor.hex(),
@@ -200,6 +207,24 @@ def contribution_view(identity: bytes, contribution: state.Contribution) -> shap
         "blob_bytes": contribution.blob_bytes,
         "licence": contribution.licence,
         "height": contribution.height,
+        "number": contribution_number(reader, identity) or 0,
+        "erased": sum(len(entry.records) for entry in erasures.entries) if erasures else 0,
+        "blob_remaining": remaining_name(contribution.blob_digest).hex() if left else None,
+    }
+
+
+def erasures_view(identity: bytes, erasures: Erasures | None) -> shapes.Erasures:
+    """``erasures``; None where nothing was erased."""
+    return {
+        "contribution": identity.hex(),
+        "erasures": [
+            {
+                "height": entry.height,
+                "done_height": entry.done_height or None,
+                "records": list(entry.records),
+            }
+            for entry in (erasures.entries if erasures else ())
+        ],
     }
 
 
@@ -221,6 +246,48 @@ def datanet_view(
     }
 
 
+def spans_view(
+    reader: state.StateReader, tokens: int, found: Sequence[Found], first: int, count: int
+) -> shapes.Spans:
+    """A page of the spans found in some datanets, all in one order."""
+    rows = [(span, named, one.datanet) for one in found for span, named in one.spans]
+    rows.sort(key=lambda row: (-row[0].surprise, row[0].occurrences, row[0].start, row[2]))
+    return {
+        "tokens": tokens,
+        "searched": [
+            {
+                "datanet": one.datanet.hex(),
+                "contributions": one.contributions,
+                "contribution_count": known.contribution_count if known else 0,
+            }
+            for one in found
+            for known in (state.get_datanet(reader, one.datanet),)
+        ],
+        "span_count": len(rows),
+        "first": first,
+        "spans": [
+            {
+                "datanet": datanet.hex(),
+                "start": span.start,
+                "length": span.length,
+                "occurrences": span.occurrences,
+                "records": span.records,
+                "surprise": max(span.surprise, 0),
+                "places": [
+                    {
+                        "contribution": entry.contribution.hex(),
+                        "contributor": entry.contributor.hex(),
+                        "record": place.record - entry.first,
+                        "offset": place.offset,
+                    }
+                    for place, entry in zip(span.places, named, strict=True)
+                ],
+            }
+            for span, named, datanet in rows[first : first + count]
+        ],
+    }
+
+
 def base_view(base_hash: bytes, base: state.BaseModel, validators: state.ValidatorSet) -> shapes.Base:
     """``base``."""
     return {
@@ -235,8 +302,10 @@ def base_view(base_hash: bytes, base: state.BaseModel, validators: state.Validat
     }
 
 
-def adapter_view(identity: bytes, adapter: state.Adapter, validators: state.ValidatorSet) -> shapes.Adapter:
+def adapter_view(reader: state.StateReader, identity: bytes, adapter: state.Adapter) -> shapes.Adapter:
     """``adapter``."""
+    validators = state.get_validators(reader)
+    erased = (len(erased_records(reader, name, since=adapter.height)) for name in adapter.contributions)
     return {
         "id": identity.hex(),
         "status": _name(state.ArtefactStatus, adapter.status),
@@ -249,6 +318,7 @@ def adapter_view(identity: bytes, adapter: state.Adapter, validators: state.Vali
         "blob_digest": adapter.blob_digest.hex(),
         "blob_bytes": adapter.blob_bytes,
         "index_root": adapter.index_root.hex(),
+        "trained_on_erased": sum(erased),
         "height": adapter.height,
         "held": _hexes(adapter.held),
         "held_stake": str(validators.stake_of(frozenset(adapter.held))),

@@ -6,6 +6,9 @@ folder is synced too, so that a storage receipt signed afterwards is true after 
 A blob that no ledger state refers to is *loose*. Beside it lies a note (``NAME.note``) of whose it is and since when;
 loose blobs have quotas, and go when they are old (`node.keeper` decides). A note only ever makes a blob go: one that is lost
 is made anew, and what the ledger refers to has none.
+
+Of a blob of records some of which were erased only the rest may lie here, under a name of its own that is no digest; whoever
+knows the ledger (`node.erasing`) judges such bytes, and says which blobs must not come back.
 """
 
 import os
@@ -18,7 +21,13 @@ from pathlib import Path
 from consensus import codec
 from consensus.digest import digest
 from consensus.errors import CodecError
-from node.storage.errors import BlobDigestMismatch, BlobQuotaExceeded, BlobTooLarge, LooseQuotaExceeded
+from node.storage.errors import (
+    BlobDigestMismatch,
+    BlobErased,
+    BlobQuotaExceeded,
+    BlobTooLarge,
+    LooseQuotaExceeded,
+)
 
 BLOB_BYTES_MAX = 8 << 20
 LOOSE_BYTES_MIN = 8 << 10
@@ -64,7 +73,9 @@ class LooseLimits:
 class BlobStore:
     """Blobs under one folder, limited in the size of each and of all; safe to call from several threads.
 
-    `referred` is set by whoever knows the ledger's state, and may be asked from any thread.
+    `referred`, `erased` and `remaining` are set by whoever knows the ledger's state, and may be asked from any thread: whether
+    the ledger refers to a blob, whether a blob must not be here, and what of some bytes belongs under a name that is not
+    their digest (None: nothing).
 
     `_writing` is held while bytes are synced to disk; `_lock`, which guards notes and sums, never for so long.
     """
@@ -75,6 +86,8 @@ class BlobStore:
         self.bytes_max = bytes_max
         self.loose_limits = loose or LooseLimits()
         self.referred: Callable[[bytes], bool] = lambda name: False
+        self.erased: Callable[[bytes], bool] = lambda name: False
+        self.remaining: Callable[[bytes, bytes], bytes | None] = lambda name, data: None
         self._writing = threading.RLock()
         self._lock = threading.RLock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,13 +128,18 @@ class BlobStore:
 
         Without `note`, or where `referred` says so, the ledger refers to it; with one it is loose, unless it is here already
         without. A loose one that is put again is renewed. Raises BlobTooLarge, BlobQuotaExceeded (LooseQuotaExceeded for the quotas of loose
-        ones), BlobDigestMismatch (when `expected` is another), OSError.
+        ones), BlobErased, BlobDigestMismatch (when `expected` is another), OSError.
         """
         if len(data) > BLOB_BYTES_MAX:
             raise BlobTooLarge(len(data), BLOB_BYTES_MAX)
         name = blob_digest(data)
+        if self.erased(name):
+            raise BlobErased(name)
         if expected is not None and name != expected:
-            raise BlobDigestMismatch(expected, name)
+            left = self.remaining(expected, data)
+            if left is None:
+                raise BlobDigestMismatch(expected, name)
+            name, data = expected, left
         with self._writing:
             if self.get(name) is not None and self._put_again(name, note):
                 return name
@@ -171,14 +189,21 @@ class BlobStore:
     def get(self, name: bytes) -> bytes | None:
         """Return the bytes, checked against their name, or None.
 
-        Bytes that rotted are removed: what is missing is fetched again, what is damaged would stay so.
+        Bytes that rotted are removed: what is missing is fetched again, what is damaged would stay so. So are those that came
+        back although they were erased, as out of a backup.
         """
         try:
             data = self.path(name).read_bytes()
         except FileNotFoundError:
             return None
         if blob_digest(data) == name:
-            return data
+            if not self.erased(name):
+                return data
+        elif (left := self.remaining(name, data)) is not None:
+            if left != data:
+                with self._writing:
+                    self._write(self.path(name), left)
+            return left
         self.remove(name)
         return None
 
@@ -187,7 +212,7 @@ class BlobStore:
 
         The first part is given only of a blob whose bytes are whole: a peer would blame us for damaged ones.
         """
-        if offset == 0 and self.get(name) is None:
+        if self.erased(name) or (offset == 0 and self.get(name) is None):
             return None
         try:
             with self.path(name).open("rb") as file:

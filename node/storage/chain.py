@@ -248,17 +248,16 @@ class ChainStore:
         tail is executed again from blocks that are.
         """
         writes: dict[bytes, bytes | None] = {b"s" + key: value for key, value in changes.items()}
+        at = height_key(head.height)
         if replaced is not None:
             flat = [item for key in changes for item in (key, replaced[key])]
-            writes[b"j" + height_key(head.height)] = codec.encode([self._need(EXECUTED_KEY), flat])
+            writes[b"j" + at] = codec.encode_known([self._need(EXECUTED_KEY), flat])
         for height in forget_replaced:
             writes[b"j" + height_key(height)] = None
-        writes[b"o" + height_key(head.height)] = encode_outcome(outcome)
-        at_height = b"\x92" + codec.encode(
-            head.height
-        )  # what `codec.encode([head.height, position])` begins with
+        writes[b"o" + at] = encode_outcome(outcome)
+        begin, number = b"\x92" + codec.encode(head.height), codec.encode_known
         for tx_hash, position in places.items():
-            writes[b"t" + tx_hash] = at_height + codec.encode(position)
+            writes[b"t" + tx_hash] = begin + number(position)  # as `codec.encode([head.height, position])`
         writes[EXECUTED_KEY] = encode_head(head)
         self._db.write(writes, sync=False)
 
@@ -278,9 +277,9 @@ class ChainStore:
         height, position = codec.decode(data, 64)
         return height, position
 
-    def scan_state(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield every ledger key and value, in key order."""
-        return self._db.scan(b"s")
+    def scan_state(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield every ledger key and value, in key order; only those under a prefix, without it, where one is given."""
+        return self._db.scan(b"s" + prefix)
 
     def _need(self, key: bytes) -> bytes:
         value = self._db.get(key)
@@ -296,12 +295,12 @@ def height_key(height: int) -> bytes:
 
 def encode_outcome(outcome: Outcome) -> bytes:
     """Bytes of an outcome as they are stored."""
-    return codec.encode(
+    return codec.encode_known(
         [
             outcome.state_digest,
             outcome.receipts_root,
             outcome.accumulator_root,
-            list(outcome.receipts),
+            outcome.receipts,
             outcome.next_validators_hash,
             outcome.snapshot_root,
         ]
@@ -310,7 +309,7 @@ def encode_outcome(outcome: Outcome) -> bytes:
 
 def encode_head(head: ExecutedHead) -> bytes:
     """Bytes of a head as they are stored."""
-    return codec.encode(
+    return codec.encode_known(
         [head.height, head.block_id, head.state_digest, head.accumulator_root, head.lthash, head.accumulator]
     )
 

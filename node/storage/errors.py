@@ -106,6 +106,15 @@ class LooseQuotaExceeded(BlobQuotaExceeded):
         )
 
 
+class BlobErased(LooseQuotaExceeded):
+    """Records of this blob were erased: there is no room for it, whoever brings it back."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(b"", 0, 0)
+        self.name = name
+        self.args = (f"records of the blob {name.hex()} were erased; it is not taken again",)
+
+
 class BlobDigestMismatch(StorageError):
     """Bytes do not hash to the name they were offered under."""
 

@@ -9,7 +9,21 @@ from typing import Any
 from consensus import evidence, messages, safety, types
 from consensus.errors import CodecError
 from node import wire
-from node.ledger import accumulator, batch, block, fields, openings, params, records, state, transaction
+from node.ledger import (
+    accumulator,
+    batch,
+    block,
+    erased,
+    erasure,
+    fields,
+    openings,
+    order,
+    params,
+    reading,
+    records,
+    state,
+    transaction,
+)
 from node.ledger.errors import MalformedError
 from node.ledger.results import SHARES_TOTAL, AuditResult
 from node.network.config import Limits
@@ -38,6 +52,8 @@ STATE_RECORDS: tuple[object, ...] = (
     state.BatchWindow(3, (5, 6)),
     state.Draws((state.DrawGroup(1, A, (B,), (A, B)),)),
     state.Deadlines((state.Deadline(A, 5, 6),)),
+    erasure.Erasures(A, B, (erasure.Erasure(3, 9, (0, 7)), erasure.Erasure(5, 0, (300,)))),
+    order.Number(7),
 )  # fmt: skip
 
 
@@ -112,15 +128,52 @@ def ledger_targets() -> list[Target]:
     opening, records_, receipt = seeds("opening"), seeds("records"), seeds("receipt")
     return [
         _ledger("transaction", transaction, "transaction", transaction.TRANSACTION_BYTES_MAX, seeds("transaction "), "client, peer"),
+        Target(
+            "transaction-read",
+            lambda data: reading.read_transaction(data, paying.CHAIN).transaction,
+            transaction.encode_transaction,
+            seeds("transaction "),
+            (MalformedError,),
+            transaction.TRANSACTION_BYTES_MAX,
+            _file(reading),
+            "client, peer",
+        ),
+        Target(
+            "account",
+            state.decode_account,
+            state.encode_account,
+            (state.encode_account(state.Account(5, 2**62)),),
+            (MalformedError,),
+            state.VALUE_BYTES_MAX,
+            _file(state),
+            "disk",
+        ),
         _ledger("batch", batch, "batch", batch.BATCH_BYTES_MAX, (*seeds("batch"), _large_batch())),
         _ledger("voucher", openings, "voucher", openings.VOUCHER_BYTES_MAX, seeds("voucher"), "client"),
         _ledger("opening", openings, "opening", openings.OPENING_BYTES_MAX, opening, "peer (blob)"),
         _ledger("records", records, "records", records.RECORDS_BYTES_MAX, records_, "client, peer (blob)"),
+        _remaining(),
         _ledger("receipt", block, "receipt", block.RECEIPT_BYTES_MAX, receipt, "disk"),
         _ledger("accumulator", accumulator, "accumulator", accumulator.ACCUMULATOR_BYTES_MAX, seeds("accumulator"), "disk"),
         _ledger("params", params, "params", params.PARAMS_BYTES_MAX, seeds("params"), "disk"),
         *(_state_record(record) for record in STATE_RECORDS),
     ]  # fmt: skip
+
+
+def _remaining() -> Target:
+    """What a peer says is left of a contribution, against its Merkle root."""
+    root, blob = records.records_root(paying.RECORDS), records.encode_records(paying.RECORDS)
+    valid = (blob, erased.erase_records(blob, root, (1,)), erased.erase_records(blob, root, (0, 1, 2)))
+    return Target(
+        "remaining-records",
+        lambda data: erased.read_remaining(data, root),
+        erased.encode_remaining,
+        valid,
+        (MalformedError,),
+        records.RECORDS_BYTES_MAX,
+        _file(records),
+        "peer (blob)",
+    )
 
 
 def _large_batch() -> bytes:

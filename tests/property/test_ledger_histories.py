@@ -19,8 +19,10 @@ from node.ledger.bodies import (
     Held,
     InferenceReveal,
     ProviderBond,
+    RecordsErase,
     Transfer,
 )
+from node.ledger.erasure import ERASURES_KEY, get_erasures
 from node.ledger.execute import execute_block
 from node.ledger.fields import from_bytes
 from node.ledger.genesis import genesis_state
@@ -29,6 +31,7 @@ from node.ledger.openings import sign_voucher
 from node.ledger.params import OPEN
 from node.ledger.results import AuditStatus
 from node.ledger.state import (
+    ARTEFACTS_KEY,
     AUDITS_KEY,
     INFERENCE,
     VALUE_BYTES_MAX,
@@ -133,6 +136,10 @@ class Story:
         ]
         return self.send(PEOPLE[a % 6], bodies[b % 3], c)
 
+    def erase(self, a: int, b: int, c: int) -> bytes:
+        contribution = self.contributions[b % 3] if b % 8 else bytes(32)
+        return self.send(PEOPLE[a % 3], RecordsErase(contribution, ((0,), (1,), (0, 1), (2,))[c % 4]), c)
+
     def held(self, a: int, b: int, c: int) -> bytes:
         pending = [entry.id for entry in get_deadlines(self.world.state, b"q/artefacts")] or [BASE_HASH]
         artefact = pending[b % len(pending)]
@@ -196,6 +203,7 @@ ACTIONS: dict[str, Callable[[Story, int, int, int], bytes]] = {
     "transfer": Story.transfer,
     "data": Story.data,
     "artefact": Story.artefact,
+    "erase": Story.erase,
     "held": Story.held,
     "bond": Story.bond,
     "record": Story.record,
@@ -217,6 +225,24 @@ BLOCKS = st.lists(
     min_size=5,
     max_size=30,
 )
+
+
+def check_erasures(story: Story) -> None:
+    """Audits stand in the order of their records, and what is done is needed by nothing that is still open."""
+    state = story.world.state
+    audits = [get_deadlines(state, AUDITS_KEY), get_deadlines(state, ARTEFACTS_KEY)]
+    records = dict(story.inferences())
+    heights = [records[entry.id].height for entry in audits[0]]
+    heights += [group.height for group in get_draws(state)]
+    assert heights == sorted(heights)
+    published = [entry.height - HISTORY_PARAMS.artefact_window_heights for entry in audits[1]]
+    assert published == sorted(published)
+    waiting = {(entry.id, entry.height) for entry in get_deadlines(state, ERASURES_KEY)}
+    for name in story.contributions:
+        found = get_erasures(state, name)
+        for erasure in found.entries if found else ():
+            assert ((name, erasure.height) in waiting) == (erasure.done_height == 0)
+            assert not erasure.done_height or erasure.height < min((*heights, *published, 10**9))
 
 
 def check_conservation(story: Story) -> None:
@@ -247,6 +273,7 @@ def test_histories_conserve_the_supply_and_replicas_agree_on_every_digest(
     for choices, author, proposer, step_ms in blocks:
         outcome = story.run(choices, author, proposer, step_ms)
         check_conservation(story)
+        check_erasures(story)
         for receipt in outcome.receipts:
             assert decode_receipt(encode_receipt(receipt)) == receipt
             assert receipt.status != ReceiptStatus.FAILED or receipt.code

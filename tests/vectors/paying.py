@@ -28,6 +28,7 @@ from node.ledger.bodies import (
     InferenceRecord,
     InferenceReveal,
     ProviderBond,
+    RecordsErase,
     Transfer,
     ValidatorAnchor,
     ValidatorBond,
@@ -38,6 +39,7 @@ from node.ledger.bodies import (
 )
 from node.ledger.environment import Environment
 from node.ledger.epochs import end_epoch
+from node.ledger.erasure import remaining_name
 from node.ledger.fields import to_bytes
 from node.ledger.genesis import chain_id, make_genesis
 from node.ledger.lthash import lthash_of, state_digest
@@ -126,6 +128,7 @@ BODIES: tuple[Body, ...] = (
     ValidatorUnjail(),
     ValidatorAnchor(A),
     EvidenceSubmit(b"two signed statements"),
+    RecordsErase(A, (0, 23, 9_999)),
 )
 CLAIM = StorageClaim(B, 40, A, 3, 8)
 RECEIPTS = (
@@ -234,6 +237,9 @@ def vectors() -> list[Vector]:
             {"bytes": encode_records(RECORDS)},
             blob_digest(encode_records(RECORDS)),
             raw=True,
+        ),
+        Vector(
+            "name of what is left", "remaining-blob", b"", {"blob_digest": B}, remaining_name(B), raw=True
         ),
         Vector(
             "proof of possession",

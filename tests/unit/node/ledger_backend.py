@@ -12,7 +12,7 @@ from typing import TypeVar
 import trio
 
 from node.config import RpcSection
-from node.errors import BlobMissing, MempoolFull
+from node.errors import BlobMissing, MempoolFull, NotReady
 from node.ledger.admission import mempool_check
 from node.ledger.batch import Item
 from node.ledger.block import BlockOutcome, Receipt, ReceiptStatus
@@ -23,6 +23,7 @@ from node.ledger.transaction import decode_transaction, hash_transaction_bytes
 from node.metrics import Metrics
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView
 from node.rpc.server import serve_rpc
+from node.spans.shelf import DatanetSpans, Found
 from node.storage.blobs import blob_digest
 from node.storage.errors import BlobQuotaExceeded, BlobTooLarge
 from tests.unit.node_ledger.world import World
@@ -48,6 +49,8 @@ class LedgerBackend:
     ready: bool = True
     pending: dict[bytes, bytes] = field(default_factory=dict)
     blobs: dict[bytes, bytes] = field(default_factory=dict)
+    spans_of: DatanetSpans | None = None
+    answers: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
     slow: trio.Event | None = None
     broken: bool = False
     metrics: Metrics = field(default_factory=Metrics)
@@ -202,6 +205,16 @@ class LedgerBackend:
         name = blob_digest(data)
         self.blobs[name] = data
         return name
+
+    async def spans(self, datanet: bytes, tokens: Sequence[int], length_min: int) -> Found:
+        await trio.lowlevel.checkpoint()
+        if self.spans_of is None:
+            raise NotReady("this node has no span index")
+        return Found(datanet, 1, tuple(self.spans_of.spans(tokens, length_min)))
+
+    async def answer_of(self, inference: bytes) -> tuple[int, ...] | None:
+        await trio.lowlevel.checkpoint()
+        return self.answers.get(inference)
 
     async def get_blob(self, digest: bytes) -> bytes | None:
         await trio.lowlevel.checkpoint()

@@ -37,7 +37,7 @@ def audited(room: Room, answers: Callable[[Job], JobResult]) -> tuple[AuditResul
     adapter = get_adapter(world.state, adapter_id)
     assert adapter is not None
     desk = Desk(room, world, answers)
-    desk.artefacts._index_folder(adapter_id).mkdir(parents=True)
+    desk.artefacts.index_folder(adapter_id).mkdir(parents=True)
     found: list[AuditResult | None] = []
 
     async def main() -> None:

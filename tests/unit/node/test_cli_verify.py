@@ -14,7 +14,9 @@ from attribution.training import train
 from consensus.codec import encode
 from node.cli.main import main
 from node.cli.output import Exit
-from node.ledger.bodies import AdapterPublish, BaseRegister, DatanetCreate
+from node.ledger.bodies import AdapterPublish, BaseRegister, DatanetCreate, RecordsErase
+from node.ledger.erased import erase_records
+from node.ledger.erasure import remaining_name
 from node.ledger.records import encode_records
 from node.storage.blobs import blob_digest
 from tests.unit.attribution.index_cases import tiny_base
@@ -99,3 +101,58 @@ def test_a_base_or_recipe_that_cannot_be_used_is_a_failure_in_one_line(
         file.write_bytes(b"no model")
         code, document = verify(server, identity, file, capsys)
         assert (code, document["kind"]) == (Exit.FAILED, "VerificationFailed")
+
+
+def test_an_adapter_is_trained_again_without_what_was_erased_before_it_and_never_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, file = tiny_base(), tmp_path / "base.safetensors"
+    save_base(base, file)
+    (text, *others) = TEXTS.values()
+    records = [
+        list(text.encode()),
+        *(record for other in others for record in (list(other.encode()), [1, 2, 3])),
+    ]
+    adapter = train(base, records, RECIPE)
+    with running_server() as server:
+        world, blobs = server.backend.world, server.backend.blobs
+
+        def play() -> str:
+            datanet = world.accept("ann", DatanetCreate("docs", ("MIT",), ""))
+            contributions = []
+            for name, own in TEXTS.items():
+                body = world.contribution(datanet, own)
+                contributions.append(world.accept(name, body))
+                blobs[body.blob_digest] = encode_records([list(own.encode()), [1, 2, 3]])
+            name, body = next(iter(TEXTS)), world.contribution(datanet, text)
+            world.accept(name, RecordsErase(contributions[0], (1,)))
+            world.blocks(1)
+            blob = blobs.pop(body.blob_digest)
+            blobs[remaining_name(body.blob_digest)] = erase_records(blob, body.records_root, (1,))
+            world.accept("owner", BaseRegister(base.hash, "tiny"))
+            world.hold(base.hash, b"")
+            data = adapter_to_bytes(adapter)
+            recipe = encode(
+                [list(entry) if isinstance(entry, tuple) else entry for entry in RECIPE.to_fields()]
+            )
+            made = AdapterPublish(
+                "adapter",
+                base.hash,
+                tuple(contributions),
+                recipe,
+                adapter.hash,
+                blob_digest(data),
+                len(data),
+                bytes(32),
+            )
+            return world.accept("owner", made).hex()
+
+        identity = server.do(play)
+        code, document = verify(server, identity, file, capsys)
+        assert (code, document["equal"], document["records"]) == (Exit.OK, True, len(records))
+        owner = next(iter(TEXTS))
+        name = next(key[2:] for key in world.state if key.startswith(b"t/"))
+        server.do(lambda: world.accept(owner, RecordsErase(name, (0,))))
+        code, document = verify(server, identity, file, capsys)
+        assert code == Exit.FAILED
+        assert "erased" in str(document["error"])

@@ -18,6 +18,7 @@ from node.rpc.discover import method_codes
 from node.rpc.errors import CODES, Code
 from node.rpc.methods import METHODS
 from node.rpc.schemas import schema_of
+from node.spans.shelf import DatanetSpans
 from tests.unit.node.ledger_backend import RunningServer, running_server
 from tests.unit.node_ledger.world import BASE_HASH, VALIDATORS, address
 
@@ -56,7 +57,7 @@ def document(client: Client) -> Document:
 
 
 @pytest.fixture(scope="module")
-def calls(server: RunningServer) -> dict[str, dict[str, object]]:
+def calls(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     """For every method, parameters that it answers with a result on a chain with a settled inference."""
 
     def play() -> dict[str, dict[str, object]]:
@@ -65,6 +66,7 @@ def calls(server: RunningServer) -> dict[str, dict[str, object]]:
         settled = world.revealed(adapter)
         world.attest(settled, {name: world.answer(settled) for name in VALIDATORS})
         raw = world.tx("ann", Transfer(address("ben"), 5))
+        server.backend.answers[settled] = tuple(b"the bridge over the river")
         return {
             "adapter": {"id": adapter.hex()},
             "receipt": {"inference": settled.hex()},
@@ -74,6 +76,9 @@ def calls(server: RunningServer) -> dict[str, dict[str, object]]:
         }
 
     made = server.do(play)
+    index = DatanetSpans(tmp_path_factory.mktemp("spans") / "datanet")
+    index.add(bytes(32), address("ann"), [list(b"a bridge over the river is old")])
+    server.backend.spans_of = index
     client = Client(server.url)
     contribution = client.call("adapter", **made["adapter"])["contributions"][0]
     datanet = client.call("contribution", id=contribution)["datanet"]
@@ -84,10 +89,13 @@ def calls(server: RunningServer) -> dict[str, dict[str, object]]:
         "rpc.discover": {},
         "status": {},
         "contribution": {"id": contribution},
+        "erasures": {"contribution": contribution},
         "account": {"address": address("ann").hex()},
         "validators": {},
         "epoch": {},
         "stake": {"address": address("ann").hex()},
+        "spans": {"datanet": datanet, "tokens": "00000061" * 9, "length_min": 1, "first": 0, "count": 5},
+        "inference_spans": {**made["receipt"], "length_min": 9, "first": 0, "count": 5},
         "datanet": {"id": datanet},
         "datanet_contributions": {"id": datanet, "first": 0, "count": 5},
         "base": {"base_hash": BASE_HASH.hex()},

@@ -268,6 +268,6 @@ def test_no_block_changes_the_parameters_that_audits_read(monkeypatch: pytest.Mo
         return []
 
     world = World()
-    monkeypatch.setitem(transitions.TRANSITIONS, Transfer.KIND, amend)
+    monkeypatch.setitem(transitions.TRANSITIONS, DatanetCreate.KIND, amend)
     with pytest.raises(ExecutionError, match="genesis alone"):
-        world.submit("ann", Transfer(address("ben"), 1))
+        world.submit("ann", DatanetCreate("docs", ("MIT",), ""))

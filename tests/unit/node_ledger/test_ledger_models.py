@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from attribution.duplicates import TOKENS_MAX
 from attribution.whitening import RECORDS_MAX
 from consensus.digest import digest
 from node.ledger import models
@@ -147,8 +148,24 @@ def test_an_adapter_of_more_records_than_an_index_can_hold_is_refused(
     world.accept("owner", world.adapter_body(contributions))
 
 
-def test_the_ledger_takes_as_many_records_as_an_index_does() -> None:
-    assert models.RECORDS_PER_ADAPTER_MAX == RECORDS_MAX
+def test_an_adapter_of_more_tokens_than_leaders_are_found_among_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Finding near-duplicates takes memory for each token: no publisher may exhaust that of every validator."""
+    world = World()
+    _, contributions = with_data(world)
+    with_base(world)
+    found = [get_contribution(world.state, name) for name in contributions]
+    count = sum(contribution.token_count for contribution in found if contribution is not None)
+    monkeypatch.setattr(models, "TOKENS_PER_ADAPTER_MAX", count - 1)
+    assert fails(world, "owner", world.adapter_body(contributions)) == "limit-exceeded"
+    monkeypatch.setattr(models, "TOKENS_PER_ADAPTER_MAX", count)
+    world.accept("owner", world.adapter_body(contributions))
+
+
+def test_the_ledger_takes_no_more_than_the_engine_does() -> None:
+    assert models.RECORDS_PER_ADAPTER_MAX <= RECORDS_MAX
+    assert models.TOKENS_PER_ADAPTER_MAX <= TOKENS_MAX
 
 
 def test_of_two_adapters_with_the_same_tensors_the_first_confirmed_is_the_one() -> None:
@@ -216,15 +233,14 @@ def test_the_owners_of_an_adapters_records_come_in_training_order() -> None:
     world = World()
     _, contributions = with_data(world)
     with_base(world)
-    turned = (contributions[1], contributions[0])
-    adapter = world.accept("owner", world.adapter_body(turned))
+    adapter = world.accept("owner", world.adapter_body(contributions))
     records = adapter_records(world.state, adapter)
     assert records is not None
     assert [(entry.contributor, entry.record_count) for entry in records] == [
-        (address("ben"), 2),
         (address("ann"), 2),
+        (address("ben"), 2),
     ]
-    assert [entry.contribution for entry in records] == list(turned)
+    assert [entry.contribution for entry in records] == list(contributions)
     assert adapter_records(world.state, digest("blob", b"none")) is None
 
 

@@ -16,6 +16,7 @@ from node.ledger.bodies import (
     InferenceRecord,
     InferenceReveal,
     ProviderBond,
+    RecordsErase,
     Transfer,
     ValidatorAnchor,
     ValidatorBond,
@@ -54,6 +55,7 @@ BODIES: list[Body] = [
     ValidatorUnjail(),
     ValidatorAnchor(A),
     EvidenceSubmit(b"proof"),
+    RecordsErase(A, (0, 23, 9_999)),
 ]
 
 GOLDEN = {
@@ -93,6 +95,8 @@ GOLDEN = {
     "hash validator_anchor": "67b8c8af66619836bb2156c40df3cccd9d2fb59920c931fed08ed76d65d049a1",
     "sign evidence": "9460e5602c1187cc2c325f7e59fe7ae7d7ba7342518ee8f74c3e73ce7b82972e",
     "hash evidence": "6ddb9703664354e5a6aa5fb10c14a0a82cc9b7e3f7342c70f7ffc5d594073145",
+    "sign erase": "0e91bddae18c993f58d40add23a557e7d246a70632d762f6561ec0fde8b0012e",
+    "hash erase": "916e84b88dc6bc3742189332b2a5ac831c6761aad162c974170a9558b4c804d6",
     "inference": "61aa8f73b10c44bccb1653e11ec399872382d5d54294a24894cb240ed9096f00",
     "prompt": "131189c294bfd356fc3572940e71f17026443fc80c3eb6bc1566467598f14aaa",
     "output": "68b275d16eb89531674aaa1a1d1ff4809b43afcecb8deeb1c695bd56681996c1",

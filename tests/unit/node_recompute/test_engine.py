@@ -8,11 +8,24 @@ import pytest
 from attribution.adapter import adapter_to_bytes
 from attribution.checkpoint import save_base
 from attribution.generation import generate
+from attribution.index import Index
+from node.ledger.erased import erase_records
 from node.ledger.openings import TOKENS_MAX
-from node.ledger.records import encode_records
+from node.ledger.records import encode_records, records_root
 from node.ledger.results import SHARES_TOTAL, AuditResult, AuditStatus
-from node.recompute.jobs import AuditDone, AuditJob, IndexBuilt, IndexJob, JobRefused, pack_frame, parse_job
-from node.recompute.worker import Engine
+from node.recompute.jobs import (
+    AuditDone,
+    AuditJob,
+    EraseJob,
+    Gap,
+    IndexBuilt,
+    IndexJob,
+    JobRefused,
+    RowsErased,
+    pack_frame,
+    parse_job,
+)
+from node.recompute.worker import BlobDamaged, Engine, read_rows
 from node.storage.blobs import BlobStore
 from tests.unit.attribution.model_cases import records, tiny_adapter, tiny_base
 
@@ -175,5 +188,67 @@ def test_an_audit_between_two_batches_of_an_index_changes_neither(desk: Desk) ->
     built = desk.engine.perform(other, between)
     assert isinstance(built, IndexBuilt)
     assert built == desk.engine.perform(other)
-    assert len(found) == 2 * 3
+    assert len(found) == 2 * 3 + 1 + 3  # and once for the records' hashes, once for 16 that are compared
     assert set(found) == {alone}
+
+
+# --- erased records ---
+
+ROOTS = tuple(records_root(part) for part in (RECORDS[:3], RECORDS[3:]))
+GAPS = (Gap(0, ROOTS[0], ()),)
+
+
+def erase_job(desk: Desk, *rows: int) -> EraseJob:
+    return EraseJob(str(desk.index), rows, desk.index_job.contributions, GAPS)
+
+
+def test_rows_are_erased_once_however_often_it_is_asked_and_the_root_stays(desk: Desk) -> None:
+    asked = replace(desk.audit, erased=(1,), contributions=desk.index_job.contributions, gaps=GAPS)
+    early = desk.engine.perform(asked)
+    assert desk.engine.perform(erase_job(desk, 1)) == RowsErased(1)
+    blanked = Index.open(desk.index, desk.root)
+    assert [bool(row.any()) for row in blanked.rows] == [True, False, True, True, True]
+    assert desk.engine.perform(erase_job(desk, 1)) == RowsErased(1)
+    assert desk.engine.perform(asked) == early
+    assert isinstance(desk.engine.perform(desk.audit), JobRefused)
+    assert desk.engine.perform(erase_job(desk, 0)) == RowsErased(1)
+    assert set(Index.open(desk.index, desk.root).standing.erased) == {0, 1}
+
+
+def test_an_index_that_is_not_here_has_no_rows_and_half_of_one_goes(desk: Desk) -> None:
+    """A build that was killed left gradients and rows of the record beside the place where the index would be."""
+    left = desk.index.with_suffix(".part")
+    left.mkdir()
+    (left / "gradients.part").write_bytes(b"of erased records")
+    job = replace(erase_job(desk, 1), index_folder=f"{desk.index}-nowhere")
+    assert desk.engine.perform(job) == RowsErased(0)
+    assert desk.engine.perform(erase_job(desk, 1)) == RowsErased(1)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("fault", ["root", "damaged blob", "rows beyond", "records gone"])
+def test_an_erasure_that_cannot_be_right_is_refused_and_changes_nothing(desk: Desk, fault: str) -> None:
+    job, path = erase_job(desk, 1), Path(desk.index_job.contributions[0])
+    if fault == "root":
+        job = replace(job, gaps=(Gap(0, bytes(32), ()),))
+    elif fault == "damaged blob":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif fault == "rows beyond":
+        job = replace(job, rows=(5,))
+    else:  # of a record that was not erased only the hash is left here
+        path.write_bytes(erase_records(path.read_bytes(), ROOTS[0], (0,)))
+    assert isinstance(desk.engine.perform(job), JobRefused)
+    assert Index.open(desk.index, desk.root).rows.any(1).all()
+
+
+def test_records_that_were_erased_before_the_adapter_are_not_read(desk: Desk) -> None:
+    """The blob may hold them or their hashes: the rows are those of the others, in order."""
+    path, whole = Path(desk.index_job.contributions[0]), desk.index_job.contributions
+    left = path.with_name("left")
+    left.write_bytes(erase_records(path.read_bytes(), ROOTS[0], (1,)))
+    for first in (str(path), str(left)):
+        rows = read_rows((first, whole[1]), (Gap(0, ROOTS[0], (1,)),))
+        assert rows == [tuple(RECORDS[0]), tuple(RECORDS[2]), *map(tuple, RECORDS[3:])]
+    assert read_rows((str(left), whole[1]), GAPS)[1] is None
+    with pytest.raises(BlobDamaged):
+        read_rows((str(left), whole[1]), ())

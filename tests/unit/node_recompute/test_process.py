@@ -16,11 +16,15 @@ from node.recompute import process as worker_process
 from node.recompute.jobs import (
     AuditDone,
     AuditJob,
+    EraseJob,
+    Gap,
     IndexBuilt,
     IndexJob,
     IndexRefused,
+    Job,
     JobRefused,
     JobResult,
+    RowsErased,
     WorkerProtocolError,
     pack_frame,
     parse_job,
@@ -104,15 +108,36 @@ def submit_one(worker: RecomputeProcess) -> object:
     return worker.submit(JOB)
 
 
-@pytest.mark.parametrize("job", [JOB, AUDIT])
-def test_a_job_survives_its_frame(job: IndexJob | AuditJob) -> None:
+GAPS = (Gap(0, b"r" * 32, (1, 4)), Gap(3, b"s" * 32, ()))
+JOBS: list[Job] = [
+    JOB,
+    AUDIT,
+    replace(JOB, gaps=GAPS),
+    replace(AUDIT, erased=(2, 7), contributions=("one", "two"), gaps=GAPS),
+    EraseJob("index", (2, 7), ("one", "two"), GAPS),
+]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_survives_its_frame(job: Job) -> None:
     assert parse_job(pack_frame(job.fields())[4:]) == job
+
+
+@pytest.mark.parametrize("job", JOBS[2:])
+def test_a_job_with_gaps_of_another_form_is_refused(job: Job) -> None:
+    fields = job.fields()
+    for wrong in ([["x", b"r", []]], [[1, b"r"]], [[1, b"r", ["x"]]], 5):
+        with pytest.raises(WorkerProtocolError):
+            parse_job(pack_frame([*fields[:-1], wrong])[4:])
+    with pytest.raises(WorkerProtocolError):
+        parse_job(pack_frame([*fields, []])[4:])
 
 
 @pytest.mark.parametrize(
     "result",
     [
         IndexBuilt(b"r" * 32, 3),
+        RowsErased(3),
         AuditDone(0, b"h" * 32, ((b"o" * 32, 10**9),)),
         JobRefused("why"),
         IndexRefused("why"),
