@@ -10,7 +10,7 @@ SECONDS ?= 60
 JOBS ?= 2
 VALIDATORS ?= 4
 
-.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening compiled kernels fuzz gpu-check gpu-devnet interop machines vectors clean
+.PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening compiled kernels peers lds fuzz gpu-check gpu-devnet interop machines vectors clean
 
 help: ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,12 @@ kernels: venv ## numba's kernels of the exact engine: installed, compiled, compa
 	@$(BIN)/pip install -qq --disable-pip-version-check "numba==0.68.1" "llvmlite==0.50.0"
 	@$(BIN)/python -m attribution.exact.fused
 	@$(BIN)/pytest -q tests/unit/attribution tests/machines
+
+peers: venv ## kronfluence, bergson and dattri in .venv/peers, for `make lds`
+	@PYTHON=$(BIN)/python sh scripts/peers.sh
+
+lds: venv ## how well scores foretell training without some records, beside other methods: about an hour
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.lds --state build/lds
 
 rejoin: venv ## a validator that was away: its catch-up beside the chain's growth
 	@$(BIN)/python -m benchmarks.rejoin --json
