@@ -380,7 +380,7 @@ def test_a_validator_with_damaged_models_and_records_mends_them_and_attests_what
         *home.artefacts_path.glob("bases/*"),
         *home.artefacts_path.glob("indices/*/*"),
     ]
-    assert len(damaged) == 3 + 1 + 4
+    assert len(damaged) == 3 + 1 + 5, damaged
     for path in damaged:
         flip_a_bit(path)
     cluster.start("validator-4")

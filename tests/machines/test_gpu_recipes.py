@@ -77,15 +77,15 @@ def test_each_validators_worker_is_told_its_place(tmp_path: Path) -> None:
 def test_a_worker_is_read_from_the_process_that_started_it() -> None:
     script = (
         "import subprocess, sys\n"
-        "words = [sys.executable, '-c', 'input()', 'node.recompute.worker', '--device=cuda', '--backend=int8']\n"
-        "with subprocess.Popen(words, stdin=0):\n"
-        "    print('started', flush=True)\n"
+        "child = 'print(1, flush=True); input()'\n"
+        "words = [sys.executable, '-c', child, 'node.recompute.worker', '--device=cuda', '--backend=int8']\n"
+        "subprocess.Popen(words, stdin=0).wait()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == "started\n"
+        assert parent.stdout.readline() == "1\n"
         assert worker_of(parent.pid) == ("cuda", "int8")
         assert worker_of(1 << 30) == ("", "")
         parent.communicate("\n")

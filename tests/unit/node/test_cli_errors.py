@@ -224,6 +224,7 @@ BAD: list[tuple[tuple[object, ...], Exit, str]] = [
     (("debug", "dump", "--home", "/absent"), Exit.USAGE, "openledger init"),
     (("signer", "stauts"), Exit.USAGE, "did you mean status?"),
     (("selfcheck", "--nothing"), Exit.USAGE, "unrecognized"),
+    (("spans", "not-an-id"), Exit.USAGE, "hex"),
 ]
 
 
