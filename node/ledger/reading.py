@@ -69,7 +69,7 @@ def _decode_transfer(data: bytes, chain_id: bytes) -> Transaction | None:
     must be what it packs to, like everything in `consensus.codec.decode`.
     """
     if (
-        len(data) > SHORT_BYTES_MAX
+        not _NONCE_AT + _SIGNATURE_FIELD_BYTES <= len(data) <= SHORT_BYTES_MAX
         or len(chain_id) != 32
         or not data.startswith(_VERSION_AND_BYTES32 + chain_id + _BYTES32)
         or data[-_SIGNATURE_FIELD_BYTES:-SIGNATURE_BYTES] != _BYTES64
