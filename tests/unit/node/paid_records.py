@@ -225,6 +225,10 @@ class PaidRecords:
         assert data is not None
         return read_remaining(data, found.records_root)
 
+    def erased(self, contribution: bytes) -> list[bool]:
+        """Of each record of a contribution, whether only its hash is left here."""
+        return [isinstance(record, bytes) for record in self.remaining(contribution)]
+
     def on_disk(self, text: bytes) -> bool:
         """Whether these bytes stand in any file of this node's blobs."""
         return any(text in path.read_bytes() for path in self.blobs.folder.rglob("*") if path.is_file())
