@@ -67,11 +67,13 @@ _EDITS: dict[str, tuple[Edit, ...]] = {
 
 
 def translated(path: Path, text: str) -> str:
-    """Return a file's text for the copy.
+    """Return a file's text for the copy: its own where it stays text, as a constructor that is written out assigns to frozen objects.
 
     Raises:
         ValueError: an edit does not find what it is for.
     """
+    if path.name in INTERPRETED:
+        return text
     return translated_by(path, text, _EDITS.get(path.as_posix(), ()))
 
 

@@ -189,7 +189,11 @@ class Node:
                 case Persist():
                     if death.manner in (Manner.BEFORE_WRITE, Manner.TORN_WRITE):
                         break
-                    unsynced = death.manner in (Manner.LOST_WRITE, Manner.WRITTEN)
+                    if death.manner is Manner.LOST_WRITE:
+                        # What it would have committed it has told nobody, and a vote of its own in it never left.
+                        self.disk.write(replace(effect, sync=False))
+                        break
+                    unsynced = death.manner is Manner.WRITTEN
                     self.perform(replace(effect, sync=False) if unsynced else effect)
                     if unsynced or death.manner is Manner.SYNCED:
                         break

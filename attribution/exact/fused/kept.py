@@ -6,7 +6,6 @@ Nothing here imports numba.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from functools import cache
@@ -14,8 +13,17 @@ from pathlib import Path
 
 import blake3
 
-INSTALLED = importlib.util.find_spec("numba") is not None
-"""Whether numba can be imported."""
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+VERSION = _version()
+"""Numba's; empty where it is not installed (a folder of that name on the path, which could be imported, is not numba)."""
+INSTALLED = bool(VERSION)
 ASKED = "OPENLEDGER_COMPILE_KERNELS"
 """Environment variable: 1 lets a process compile what is not kept yet."""
 
@@ -31,7 +39,7 @@ def digest() -> str:
     So a changed kernel never meets old machine code, and code made for another processor is not looked at.
     """
     settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_"))
-    facts = (importlib.metadata.version("numba"), platform.machine(), _features(), *settings)
+    facts = (VERSION, platform.machine(), _features(), *settings)
     hasher = blake3.blake3("\n".join(facts).encode())
     for path in sorted(_HERE.glob("*.py")):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes())
