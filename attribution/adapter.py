@@ -82,6 +82,11 @@ class Adapter:
         header = f"{self.rank} {self.alpha}{' rslora' if self.rslora else ''}"
         return tensors_digest("adapter", header.encode(), self.tensors())
 
+    def weakened(self, strength: float) -> Adapter:
+        """The same adapter with every B times ``strength``, one rounding each: on the way from the base to it."""
+        modules = tuple(LoraModule(m.name, m.a, m.b * strength) for m in self.modules)
+        return Adapter(self.rank, self.alpha, modules, self.rslora)
+
     def to(self, device: str | torch.device) -> Adapter:
         """The same adapter on another device."""
         moved = tuple(LoraModule(m.name, m.a.to(device), m.b.to(device)) for m in self.modules)

@@ -7,10 +7,11 @@ gives the same bytes. The records are token ids, without the beginning and end t
 **Files**, all little-endian, none of them compressed; each is mapped, not read:
 
 ``header.bin``
-    magic ``OLINDEX1``; u32 records, u32 factors, u32 row bytes; 32 bytes base hash; 32 bytes adapter hash; then
+    magic ``OLINDEX2``; u32 records, u32 factors, u32 row bytes; 32 bytes base hash; 32 bytes adapter hash; then
     per factor u16 name length, name (ASCII), u32 wide, u32 rank.
 ``bases.bin``
-    float32 (rank, rank) per factor, row-major, eigenvectors as columns.
+    float32 per factor, row-major: (rank, rank), eigenvectors as columns; then, where the wide side is turned, (wide,
+    wide), directions as rows.
 ``weights.bin``
     float32 (wide, rank) per factor, row-major.
 ``rows.bin``
@@ -46,7 +47,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from attribution.adapter import Adapter
-from attribution.gradients import Example, factors
+from attribution.gradients import Example
 from attribution.index_standing import STANDING_FILE, Standing, StandingInvalid
 from attribution.merkle import DIGEST_BYTES, leaf_hash, proof_of_hashes, root_of_hashes
 from attribution.model import Base
@@ -63,26 +64,31 @@ from attribution.whitening import (
     RANK_MAX,
     RECORDS_MAX,
     WIDE_MAX,
+    Bases,
     FactorShape,
-    eigenvectors,
-    factor_gradients,
-    factor_shapes,
-    narrow_moments,
+    bases_count,
+    bases_of,
+    example_gradients,
+    flat_bases,
+    moments,
     normalised,
-    rotated,
+    split_bases,
     squares,
+    turned,
     weights,
 )
 
 CHUNK_BYTES = 1 << 16
 HEADER_BYTES_MAX = 1 << 20
 NAME_BYTES_MAX = 256
+BASES_MAX = 1 << 26
+"""Numbers in all bases together: 256 MiB."""
 STANDING_BYTES_MAX = 64 + 40 * RECORDS_MAX
 FILES = ("header.bin", "bases.bin", "weights.bin", "rows.bin")
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Version of format and method, the last character of the magic; audit results name it."""
 
-_MAGIC = b"OLINDEX1"
+_MAGIC = b"OLINDEX2"
 _FIXED = struct.Struct("<8sIII32s32s")
 _FACTOR = struct.Struct("<II")
 _RECORDS_AT_ONCE = 16
@@ -116,7 +122,7 @@ class IndexHeader:
     @property
     def bases_bytes(self) -> int:
         """Size of ``bases.bin``."""
-        return 4 * sum(s.rank * s.rank for s in self.shapes)
+        return 4 * sum(map(bases_count, self.shapes))
 
     def encode(self) -> bytes:
         """Bytes of ``header.bin``."""
@@ -156,7 +162,8 @@ def check_shapes(shapes: Sequence[FactorShape]) -> None:
         0 < len(s.name) <= NAME_BYTES_MAX and 1 <= s.wide <= WIDE_MAX and 1 <= s.rank <= RANK_MAX
         for s in shapes
     )
-    if not fits or len(shapes) > FACTORS_MAX or sum(s.coordinates for s in shapes) > COORDINATES_MAX:
+    coordinates, bases = sum(s.coordinates for s in shapes), sum(map(bases_count, shapes))
+    if not fits or len(shapes) > FACTORS_MAX or coordinates > COORDINATES_MAX or bases > BASES_MAX:
         raise IndexFileError("a factor of the index is beyond the limits")
 
 
@@ -243,9 +250,9 @@ class Index:
         """Sign bytes (records, bytes), a view."""
         return self.rows[:, DIGEST_BYTES + 4 * len(self.header.shapes) :]
 
-    def factor_bases(self, device: torch.device) -> list[Tensor]:
-        """Basis (rank, rank) of every factor on ``device``."""
-        return split_factors(self.bases, [(s.rank, s.rank) for s in self.header.shapes], device)
+    def factor_bases(self, device: torch.device) -> list[Bases]:
+        """Bases of every factor on ``device``."""
+        return split_bases(self.bases, self.header.shapes, device)
 
     def factor_weights(self, device: torch.device) -> list[Tensor]:
         """Weights (wide, rank) of every factor on ``device``."""
@@ -409,23 +416,19 @@ def build_rows(
     """Shapes, bases, weights, and the rows of one part after the other: a map over records and integer reductions between."""
     Standing(None if clusters is None else tuple(clusters)).check(len(records))
     counted = [[i for i in part if clusters is None or clusters[i] == i] for part in parts]
-    # Map: gradients of every part's records. Reduce: second moments of the narrow sides.
-    shapes, moments = tuple[FactorShape, ...](), list[Tensor]()
+    # Map: gradients of every part's records. Reduce: second moments of both sides.
+    shapes, found_moments = tuple[FactorShape, ...](), list[Tensor]()
     for number, part in enumerate(parts):
         between()
-        batch = factors(base, adapter, [Example((), tuple(records[i])) for i in part])
-        shapes = factor_shapes(batch)
+        shapes, gradients = example_gradients(base, adapter, [Example((), tuple(records[i])) for i in part])
         check_shapes(shapes)
-        gradients = factor_gradients(batch)
         kept.put(number, gradients)
-        moments = _added(
-            moments, [narrow_moments(g) for g in counted_gradients(gradients, part, counted[number])]
-        )
-    # All factors have the adapter's rank, so Jacobi rotates them in one batch.
-    bases = eigenvectors(torch.stack(moments))
+        counted_part = counted_gradients(gradients, part, counted[number])
+        found_moments = _added(found_moments, [moments(g) for g in counted_part])
+    bases = bases_of(found_moments, shapes)
     sums = list[Tensor]()
     for number, part in enumerate(parts):
-        gradients = rotated(normalised(kept.get(number)), list(bases))
+        gradients = turned(normalised(kept.get(number)), bases)
         kept.put(number, gradients)
         sums = _added(sums, [squares(g) for g in counted_gradients(gradients, part, counted[number])])
     found = [weights(total) for total in sums]
@@ -436,7 +439,7 @@ def build_rows(
             yield part_rows([records[i] for i in part], kept.get(number), found, shapes)
 
     flat = torch.cat([w.flatten() for w in found]).cpu().numpy()
-    return shapes, bases.flatten().cpu().numpy(), flat, rows()
+    return shapes, flat_bases(bases), flat, rows()
 
 
 def counted_gradients(gradients: Sequence[Tensor], part: range, counted: Sequence[int]) -> list[Tensor]:
@@ -456,12 +459,12 @@ def _added(sums: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
 
 def part_rows(
     records: Sequence[Sequence[int]],
-    rotated_gradients: Sequence[Tensor],
+    turned_gradients: Sequence[Tensor],
     factor_weights: Sequence[Tensor],
     shapes: Sequence[FactorShape],
 ) -> Bytes:
     """Rows of some records, uint8 (records, row bytes)."""
-    whitened = [g * w for g, w in zip(rotated_gradients, factor_weights, strict=True)]
+    whitened = [g * w for g, w in zip(turned_gradients, factor_weights, strict=True)]
     digests = np.frombuffer(b"".join(map(record_digest, records)), np.uint8).reshape(len(records), -1)
     scales = integer_scales(mean_magnitudes(whitened), shapes).astype("<u4").view(np.uint8)
     return np.concatenate([digests, scales, *(pack_signs(x) for x in whitened)], axis=1)

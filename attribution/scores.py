@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attribution.adapter import Adapter
-from attribution.gradients import Example, factors
+from attribution.gradients import Example
 from attribution.index import Index
 from attribution.model import Base
 from attribution.shares import COSINE_ONE_PPM, Scores
 from attribution.signs import integer_query, row_norms, scan
-from attribution.whitening import factor_gradients, factor_shapes, normalised, rotated
+from attribution.whitening import example_gradients, normalised, turned
 
 FLOOR_TEXTS_MIN = 8
 
@@ -36,12 +36,11 @@ def score(
 
 def score_example(base: Base, adapter: Adapter, index: Index, example: Example) -> Scores:
     """`score` of an example as the gradients see it, without the check of the hashes."""
-    batch = factors(base, adapter, [example])
-    shapes = factor_shapes(batch)
+    shapes, found = example_gradients(base, adapter, [example])
     if shapes != index.header.shapes:
         raise WrongIndex("the index has factors of other names or shapes")
     bases, weights = index.factor_bases(base.device), index.factor_weights(base.device)
-    gradients = rotated(normalised(factor_gradients(batch)), bases)
+    gradients = turned(normalised(found), bases)
     whitened = [g * w for g, w in zip(gradients, weights, strict=True)]
     query, norm = integer_query(whitened)
     values = scan(query, index.signs, index.scales, shapes)

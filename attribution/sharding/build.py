@@ -21,7 +21,7 @@ from attribution.sharding.errors import ShardFileWrong
 from attribution.sharding.files import copy_checked, read_file, write_file
 from attribution.sharding.steps import SQUARES_BYTES_MAX, Call, Integers, Moments
 from attribution.sharding.task import write_task
-from attribution.whitening import RECORDS_MAX, FactorShape, eigenvectors, weights
+from attribution.whitening import RECORDS_MAX, FactorShape, bases_count, bases_of, flat_bases, weights
 
 SHARDS_MAX = 1 << 10
 WORK_FOLDER = "shards.part"
@@ -108,8 +108,8 @@ def _run_steps(
 
     found = step("gradients")
     header, sums = _summed_moments(work, found)
-    rank = header.shapes[0].rank  # an adapter has one
-    flat = eigenvectors(torch.from_numpy(sums).view(-1, rank, rank).to(device)).flatten().cpu().numpy()
+    parts = torch.split(torch.from_numpy(sums).to(device), [bases_count(s) for s in header.shapes])
+    flat = flat_bases(bases_of(parts, header.shapes))
     bases = write_file(work / FILES[1], [flat.data.cast("B")])
     between()
     squared = step("squares", found, [bases] * shards)

@@ -11,7 +11,7 @@ step                  reads                                      leaves
 K is the shard's number. A call returns the digest of the last file; a call done twice, or twice at once, leaves the same.
 
 ``gradients-K.bin``: float32, part by part, factor by factor, (records, wide, rank). ``moments-K.bin``: u32 length and the
-bytes of an index header over the shard's records, int64 (rank, rank) per factor, 32-byte digests of the parts of
+bytes of an index header over the shard's records, int64 as in ``bases.bin``, 32-byte digests of the parts of
 ``gradients-K.bin``. ``squares-K.bin``: int64 (wide, rank) per factor. ``rows-K.bin``: as in ``rows.bin``. All little-endian.
 """
 
@@ -28,8 +28,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attribution.gradients import Example, factors
+from attribution.gradients import Example
 from attribution.index import (
+    BASES_MAX,
     HEADER_BYTES_MAX,
     IndexHeader,
     batched,
@@ -42,22 +43,23 @@ from attribution.index_files import PART_BYTES, RECORDS_AT_ONCE
 from attribution.sharding.errors import ShardFileWrong
 from attribution.sharding.files import digest_of, read_file, write_file
 from attribution.sharding.task import Opened, open_task
-from attribution.signs import COORDINATES_MAX, FACTORS_MAX
+from attribution.signs import COORDINATES_MAX
 from attribution.whitening import (
-    RANK_MAX,
     RECORDS_MAX,
+    Bases,
     FactorShape,
-    factor_gradients,
-    factor_shapes,
-    narrow_moments,
+    bases_count,
+    example_gradients,
+    moments,
     normalised,
-    rotated,
+    split_bases,
     squares,
+    turned,
 )
 
 STEPS = ("gradients", "squares", "rows")
 CALL_BYTES_MAX = 1 << 10
-BASES_BYTES_MAX = 4 * FACTORS_MAX * RANK_MAX**2
+BASES_BYTES_MAX = 4 * BASES_MAX
 WEIGHTS_BYTES_MAX = 4 * COORDINATES_MAX
 SQUARES_BYTES_MAX = 8 * COORDINATES_MAX
 
@@ -129,11 +131,11 @@ def perform(folder: Path, call: Call, device: str = "cpu") -> str:
         raise ShardFileWrong(f"the task has no shard {call.shard}")
     if call.step == "gradients":
         return _gradients(folder, call.shard, opened)
-    moments = Moments.read(folder, call.shard, call.inputs[1])
-    shapes = moments.header.shapes
+    found = Moments.read(folder, call.shard, call.inputs[1])
+    shapes = found.header.shapes
     flat = np.frombuffer(read_file(folder / "bases.bin", call.inputs[2], BASES_BYTES_MAX), "<f4")
-    bases = split_factors(flat, [(s.rank, s.rank) for s in shapes], opened.base.device)
-    parts = _rotated_parts(folder, call.shard, opened, moments, bases)
+    bases = split_bases(flat, shapes, opened.base.device)
+    parts = _turned_parts(folder, call.shard, opened, found, bases)
     if call.step == "squares":
         return _squares(folder, call.shard, opened, shapes, parts)
     flat = np.frombuffer(read_file(folder / "weights.bin", call.inputs[3], WEIGHTS_BYTES_MAX), "<f4")
@@ -159,15 +161,13 @@ def _gradients(folder: Path, shard: int, opened: Opened) -> str:
     def parts() -> Iterator[memoryview]:
         nonlocal shapes, sums
         for part in shard_parts(opened, shard):
-            batch = factors(opened.base, opened.adapter, [Example((), opened.record(i)) for i in part])
-            shapes = factor_shapes(batch)
+            examples = [Example((), opened.record(i)) for i in part]
+            shapes, gradients = example_gradients(opened.base, opened.adapter, examples)
             check_shapes(shapes)
-            gradients = factor_gradients(batch)
             if not len(sums):
-                sums = np.zeros(sum(s.rank * s.rank for s in shapes), np.int64)
+                sums = np.zeros(sum(map(bases_count, shapes)), np.int64)
             if chosen := counted_gradients(gradients, part, opened.counted(part)):
-                moments = [narrow_moments(g).flatten() for g in chosen]
-                sums += torch.cat(moments).cpu().numpy()
+                sums += torch.cat([moments(g) for g in chosen]).cpu().numpy()
             data = torch.cat([g.flatten() for g in gradients]).cpu().numpy().data.cast("B")
             digests.append(digest_of(data))
             yield data
@@ -177,10 +177,10 @@ def _gradients(folder: Path, shard: int, opened: Opened) -> str:
     return write_file(folder / f"moments-{shard}.bin", [Moments(header, sums, tuple(digests)).encode()])
 
 
-def _rotated_parts(
-    folder: Path, shard: int, opened: Opened, moments: Moments, bases: Sequence[Tensor]
+def _turned_parts(
+    folder: Path, shard: int, opened: Opened, moments: Moments, bases: Sequence[Bases]
 ) -> Iterator[tuple[range, list[Tensor]]]:
-    """Every part with its rotated gradients, read from the shard's file, part after part, and checked."""
+    """Every part with its turned gradients, read from the shard's file, part after part, and checked."""
     shapes, parts = moments.header.shapes, shard_parts(opened, shard)
     record_bytes = 4 * moments.header.coordinates
     try:
@@ -191,7 +191,7 @@ def _rotated_parts(
                 data = bytearray(len(part) * record_bytes)
                 if file.readinto(data) != len(data) or digest_of(memoryview(data)) != digest:
                     raise ShardFileWrong(f"gradients-{shard}.bin is not what was written")
-                yield part, rotated(normalised(_factors(data, len(part), shapes, opened)), bases)
+                yield part, turned(normalised(_factors(data, len(part), shapes, opened)), bases)
     except FileNotFoundError as error:
         raise ShardFileWrong(f"gradients-{shard}.bin: {error.strerror}") from error
 

@@ -17,7 +17,8 @@ from attribution.gradients import Example
 from attribution.index import build_index
 from attribution.merkle import DIGEST_BYTES
 from attribution.scores import score_example
-from benchmarks.lds.features import Features, extract
+from attribution.whitening.gradients import LEFT_OUT, STRENGTH
+from benchmarks.lds.features import Features
 from benchmarks.lds.network import State, as_adapter
 from benchmarks.lds.work import Scored, Work
 
@@ -31,7 +32,7 @@ class Variant:
     """What is done with the gradients.
 
     `states` are places in the list of checkpoints: gradients are averaged over them; with `at_mean` the gradient is instead taken
-    once, at the mean of those states' factors. `wide` says what the wide side is turned by: "none", the "eigen"vectors of its
+    once, at the mean of those states' factors, or with `strength` at the last state with its B weakened so. `wide` says what the wide side is turned by: "none", the "eigen"vectors of its
     moment over the records, or "triangular", two steps of Cholesky iteration towards them. `consistent` weighs a coordinate by the
     part of its mean square over states that its average keeps. `one_query` takes a query's gradient once, at the mean adapter
     of the whole run. `without` names projections that are left out. `bits`, if not 0, folds
@@ -41,6 +42,7 @@ class Variant:
     name: str
     states: tuple[int, ...] = (-1,)
     at_mean: bool = False
+    strength: float = 1.0
     wide: str = "eigen"
     consistent: bool = False
     one_query: bool = False
@@ -52,7 +54,9 @@ class Variant:
 
 MIDDLE = (1, 2, 3)
 """The states after two, three and four sixths of the training."""
-FEW = ("q_proj", "k_proj")
+FEW = LEFT_OUT
+FLOAT_ENGINE = Variant("the engine's rows, binary32", strength=STRENGTH, wide="triangular", without=LEFT_OUT)
+ENGINE = "the engine's rows, exact"
 BEST = Variant("signs, both sides, 3 states, consistent", states=MIDDLE, consistent=True, without=FEW)
 SMALL = replace(BEST, name="the same, CountSketch to 16,384", bits=16_384)
 QUICK_BEST = replace(BEST, name="3 states, consistent; query at the mean adapter", one_query=True)
@@ -61,9 +65,12 @@ QUICK_SMALL = replace(
 )
 VARIANTS: tuple[Variant, ...] = (
     Variant("signs of raw gradients", wide="none", whitening=False),
-    Variant("signs, narrow side (float engine)", wide="none"),
+    Variant("signs, narrow side", wide="none"),
     Variant("signs, both sides"),
     Variant("signs, both sides, mid-training", states=(2,)),
+    Variant("signs, both sides, B at 3/4", strength=STRENGTH),
+    Variant("signs, both sides, B at 3/4, without q and k", strength=STRENGTH, without=FEW),
+    FLOAT_ENGINE,
     Variant("signs, both sides, at the mean adapter", states=(0, 1, 2, 3, 4, 5), at_mean=True),
     Variant("signs, both sides, 3 states", states=MIDDLE),
     Variant(
@@ -235,24 +242,15 @@ def row_bytes(found: Sequence[Tensor], signs: bool) -> int:
     return DIGEST_BYTES + sum(SCALE_BYTES + -(-x.shape[1] // 8) for x in found)
 
 
-def features_of(work: Work, variant: Variant) -> list[Features]:
-    """What a variant needs to be extracted."""
-    states = [work.checkpoints[k].state for k in variant.states]
-    return [extract(work, state) for state in ([mean_state(states)] if variant.at_mean else states)]
-
-
-def mean_of_run(work: Work) -> dict[str, tuple[Tensor, Tensor]]:
-    """The mean adapter over all checkpoints."""
-    return mean_state([c.state for c in work.checkpoints])
+def weakened(state: State, strength: float) -> dict[str, tuple[Tensor, Tensor]]:
+    """A state with its B times `strength`."""
+    return {name: (a, b * strength) for name, (a, b) in state.items()}
 
 
 def floating(
-    work: Work, variant: Variant, every: Sequence[Features] | None = None, query: Features | None = None
+    work: Work, variant: Variant, taken: Sequence[Features], query: Features | None = None
 ) -> Scored:
-    """A variant in binary32."""
-    taken = every or features_of(work, variant)
-    if variant.one_query and query is None:
-        query = extract(work, mean_of_run(work))
+    """A variant in binary32, of gradients at its states; those of what is asked come from `query` if it is given."""
     started = time.process_time()
     found = coordinates(taken, variant, query)
     scores, cosines = row_scores(found, len(work.records), variant.signs)
@@ -270,7 +268,7 @@ def floating(
 
 
 def engine(work: Work) -> Scored:
-    """The shipped engine on the same adapter, exact from tokens to integer scores."""
+    """The engine on the same adapter, exact from tokens to integer scores."""
     adapter = as_adapter(work.network, work.checkpoints[-1].state)
     started = time.process_time()
     index = build_index(work.base, adapter, work.records)
@@ -282,7 +280,7 @@ def engine(work: Work) -> Scored:
     cosines = [[r.cosine_ppm(i) / 1e6 for i in range(len(norms))] for r in rows]
     scores = np.array([r.values for r in rows], np.float64) / np.where(norms > 0, norms, 1.0)
     return Scored(
-        "signs, narrow side (exact engine)",
+        ENGINE,
         scores,
         index.header.row_bytes,
         built,

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from attribution.shares import COSINE_ONE_PPM, FLOOR_PPM_DEFAULT
 from benchmarks.lds import baselines, counterfactual, ours, statistics
-from benchmarks.lds.exactly import EXACT, exactly
 from benchmarks.lds.features import Features, extract
 from benchmarks.lds.making import Made, make
 from benchmarks.lds.network import State
@@ -23,7 +22,7 @@ from benchmarks.lds.peers import PeerFailed, PeerUnavailable
 from benchmarks.lds.truth import half_subsets
 from benchmarks.lds.work import Method, Scored, Settings, Work
 
-REMOVED = ("TF-IDF, char 2-5", "EK-FAC", ours.BEST.name)
+REMOVED = ("TF-IDF, char 2-5", "EK-FAC", ours.BEST.name, ours.ENGINE)
 """Methods whose top records are removed: each takes a training per share, group and seed."""
 FLOOR_MARGIN = 1.6
 """Floor over the highest cosine of the texts that it is calibrated on (docs/attribution.md, "Floor and shares")."""
@@ -43,6 +42,10 @@ class Shelf:
 
     def of(self, variant: ours.Variant) -> list[Features]:
         """What a variant needs."""
+        if variant.strength != 1.0:
+            last = len(self.work.checkpoints) - 1
+            weakened = ours.weakened(self.work.checkpoints[last].state, variant.strength)
+            return [self._get((-2, last, round(variant.strength * 1_000_000)), lambda: weakened)]
         if not variant.at_mean:
             return [self.at(state) for state in variant.states]
         return [self.mean(variant.states)]
@@ -75,8 +78,7 @@ def own_methods(shelf: Shelf) -> dict[str, Method]:
     }
     for variant in ours.VARIANTS:
         found[variant.name] = partial(_variant, shelf, variant)
-    found["signs, narrow side (exact engine)"] = ours.engine
-    found[EXACT] = exactly
+    found[ours.ENGINE] = ours.engine
     return found
 
 

@@ -146,7 +146,7 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "division by a number, which CUDA does through the reciprocal (weights)",
-        "attribution/whitening.py",
+        "attribution/whitening/weights.py",
         "mean = divide_(exact.fsum(own.float().flatten()), float(own.numel()))",
         "mean = exact.fsum(own.float().flatten()) / float(own.numel())",
         (f"{_MACHINES}test_divisors_are_tensors_on_the_accelerator",),

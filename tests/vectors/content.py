@@ -64,7 +64,7 @@ def index() -> Index:
     """An index of two records and two factors."""
     shapes = (FactorShape("one.A", 3, 2), FactorShape("one.B", 5, 2))
     header = IndexHeader(bytes([1]) * 32, bytes([2]) * 32, 2, shapes)
-    bases = (np.arange(8) / 4).astype(np.float32)
+    bases = (np.arange(header.bases_bytes // 4) / 4).astype(np.float32)
     weights = (np.arange(header.coordinates) / 2).astype(np.float32)
     rows = (np.arange(2 * header.row_bytes) % 251).astype(np.uint8).reshape(2, header.row_bytes)
     return Index(header, bases, weights, rows)

@@ -132,7 +132,7 @@ def test_hostile_headers_are_refused() -> None:
     data = good.encode()
     assert IndexHeader.decode(data) == good
     bad = [
-        b"OLINDEX2" + data[8:],
+        b"OLINDEX1" + data[8:],
         data[:8] + struct.pack("<I", 0) + data[12:],
         data[:8] + struct.pack("<I", 2**32 - 1) + data[12:],
         data[:12] + struct.pack("<I", 2**32 - 1) + data[16:],
@@ -149,6 +149,7 @@ def test_hostile_headers_are_refused() -> None:
         (FactorShape("", 4, 4),),
         (FactorShape("x" * 300, 4, 4),),
         tuple(FactorShape(f"x{i}", 2**15, 2**8) for i in range(3)),
+        tuple(FactorShape(f"x{i}", 512, 1) for i in range(257)),
     ):
         bad.append(dataclasses.replace(good, shapes=shapes).encode())
     for content in bad:

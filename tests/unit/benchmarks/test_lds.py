@@ -17,7 +17,8 @@ from attribution.models import BASE_PATH
 from attribution.recipe import Recipe
 from attribution.training import batches
 from attribution.whitening import factor_gradients
-from benchmarks.lds import counterfactual, exactly, learning, ours, statistics
+from attribution.whitening.wide import wide_bases
+from benchmarks.lds import counterfactual, learning, ours, statistics
 from benchmarks.lds.__main__ import main
 from benchmarks.lds.features import extract
 from benchmarks.lds.network import Network, as_adapter, as_state, padded, token_losses
@@ -152,7 +153,12 @@ def test_gradients_are_the_engines_but_for_rounding(work: Work) -> None:
     adapter = as_adapter(work.network, work.checkpoints[0].state)
     wanted = factor_gradients(exact_factors(work.base, adapter, [Example((), r) for r in work.records]))
     assert features.names[:2] == ("model.layers.0.self_attn.q_proj.B", "model.layers.0.self_attn.q_proj.A")
-    for found, exact in zip(features.of_records(), wanted, strict=True):
+    counted = [
+        g
+        for name, g in zip(features.names, features.of_records(), strict=True)
+        if name.split(".")[-2] not in ours.FEW
+    ]
+    for found, exact in zip(counted, wanted, strict=True):
         assert float(torch.nn.functional.cosine_similarity(found.flatten(1), exact.flatten(1)).min()) > 0.999
     assert all(
         torch.equal(x, y)
@@ -166,31 +172,25 @@ def test_merged_losses_are_the_networks(work: Work) -> None:
     assert losses == pytest.approx(token_losses(work.network(inputs), targets).sum(1).numpy(), rel=1e-4)
 
 
-def test_two_cholesky_steps_turn_and_the_exact_ones_agree_with_the_library() -> None:
+def test_two_cholesky_steps_of_the_engine_agree_with_the_library() -> None:
     generator = torch.Generator().manual_seed(2)
     tall = torch.randn(12, 60, generator=generator) * torch.logspace(0, -1, 12)[:, None]
     moment = ((tall * 100).round().double()) @ ((tall * 100).round().double()).T
-    basis = exactly.wide_bases(moment[None])[0].double()
-    assert torch.allclose(basis @ basis.T, torch.eye(12, dtype=torch.float64), atol=1e-5)
-    assert torch.allclose(basis, ours.triangular(moment), atol=0.02)
-    turned = basis @ moment @ basis.T
-    before, after = (float((m - m.diag().diag()).norm() / m.diag().norm()) for m in (moment, turned))
-    assert after < before
+    assert torch.allclose(wide_bases(moment).double(), ours.triangular(moment), atol=0.02)
 
 
 @pytest.mark.slow
-def test_the_exact_method_scores_as_its_float_version(work: Work) -> None:
-    adapters = [as_adapter(work.network, work.checkpoints[0].state)]
-    bases, rows = exactly.build(work.base, adapters, work.records, ("q_proj", "k_proj"))
-    variant = ours.Variant("", wide="triangular", consistent=True, without=("q_proj", "k_proj"))
-    wanted = ours.coordinates([extract(work, work.checkpoints[0].state)], variant)
-    assert len(rows) == len(wanted) == len(bases.shapes)
-    # Of three records, moments are nearly degenerate; whole rows agree in direction, and a query in its order.
-    query = exactly.ask(work.base, adapters, bases, work.queries[0])
-    assert all(torch.equal(q[0], row[0]) for q, row in zip(query, rows, strict=True))
-    scores = sum(r.flatten(1) @ q.flatten() for q, r in zip(query, rows, strict=True))
-    assert isinstance(scores, torch.Tensor)
-    assert int(scores.argmax()) == 0
+def test_the_engine_scores_as_its_float_version(work: Work) -> None:
+    exact = ours.engine(work)
+    variant = ours.FLOAT_ENGINE
+    state = ours.weakened(work.checkpoints[-1].state, variant.strength)
+    floating = ours.floating(work, variant, [extract(work, state)])
+    assert exact.bytes_per_record == floating.bytes_per_record
+    assert exact.cosines is not None
+    assert floating.cosines is not None
+    # Of three records, moments are nearly degenerate: records agree in order and roughly in size.
+    assert exact.cosines[0].argmax() == floating.cosines[0].argmax() == 0
+    assert np.allclose(exact.cosines, floating.cosines, atol=0.1)
 
 
 def test_folding_keeps_inner_products_on_average() -> None:
