@@ -13,7 +13,7 @@ from consensus.proposals import insert
 from consensus.recovery import RecoveredState
 from consensus.rules import verify_block
 from consensus.tree import BlockTree, Node
-from consensus.types import Block, CommitCertificate, Handover, TwoChain, is_boundary
+from consensus.types import Block, CommitCertificate, Handover, Header, TwoChain, is_boundary
 from consensus.verify import verify_commit_proof
 from consensus.voting import send_vote
 
@@ -106,15 +106,31 @@ def _ahead_of_us(core: Core) -> tuple[int, tuple[bytes, ...]] | None:
         return handover.headers[0].height, core.others(first + core.signers(signed))
     if core.high_cc is not None and far_behind(core):
         return core.high_cc.height, core.others(core.signers(core.high_cc.signatures))
+    proposal = _claims_unknown(core)
+    if proposal is not None:
+        return proposal.executed_height, core.others((proposal.proposer,))
     if core.newer:
         # Unproven: a validator of a later epoch speaks, or somebody who pretends. The latest is asked first.
         return core.root.height + 1, core.others(tuple(reversed(core.newer)))
     return None
 
 
+def _claims_unknown(core: Core) -> Header | None:
+    """The round's proposal if its leader executed what is not committed here, which stops us from voting and proposing.
+
+    A two-chain of which a liar showed one certificate late, and to some, commits for those alone: nothing that they send
+    later has it. So whoever speaks of its result is asked for the blocks and their proof.
+    """
+    proposal = core.proposals.get(core.round)
+    if proposal is None or proposal.header.executed_height <= core.root.height:
+        return None
+    return proposal.header
+
+
 def fetch_deadline(core: Core) -> int | None:
     """Return when something must be asked for again."""
-    times = [core.behind_told[1] + BEHIND_REPEAT_MS] if core.handover is not None or far_behind(core) else []
+    behind = core.handover is not None or far_behind(core) or _claims_unknown(core) is not None
+    times = [core.behind_told[1] + BEHIND_REPEAT_MS] if behind else []
     for fetches in (core.block_fetches, core.payload_fetches):
         times.extend(fetch.next_ms for fetch in fetches.entries.values())
     return min(times) if times else None

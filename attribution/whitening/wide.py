@@ -18,7 +18,8 @@ WIDE_TURNED_MAX = 512
 JITTER_EXPONENT = -10
 """Of the mean of the diagonal that is added to it, as a power of two."""
 PIVOT_MIN = 2.0**-20
-_ENTRIES_AT_ONCE = 1 << 22
+_ENTRIES_AT_ONCE = 1 << 18
+"""Of one call's matrices together: about 16 MiB for the work on them."""
 
 
 def wide_bases(moments: Tensor) -> Tensor:

@@ -187,6 +187,16 @@ REMOVALS: tuple[Removal, ...] = (
         (f"{_RULES}::test_of_many_that_speak_of_a_later_epoch_the_latest_few_are_asked",),
     ),
     Removal(
+        "a two-chain that only some saw, and nobody asks for",
+        "consensus/sync.py",
+        "    if proposal is None or proposal.header.executed_height <= core.root.height:\n",
+        "    if True:\n",
+        (
+            "tests/unit/consensus/test_replica.py::test_whoever_executed_what_is_not_committed_here_is_asked_for_its_proof",
+            "tests/simulation/test_chances.py::test_a_certificate_shown_late_and_to_some_leaves_nobody_behind",
+        ),
+    ),
+    Removal(
         "a range past the end of the epoch that costs its sender",
         "consensus/sync.py",
         " or any(block.header.epoch > core.context.epoch for block in blocks):",

@@ -60,3 +60,11 @@ def test_an_observer_whose_first_hint_of_an_epoch_is_a_liars_asks_others_soon() 
     assert schedule.misdeeds == ("equivocator",)
     assert schedule.observers == 1
     assert counts["heights"] >= 20
+
+
+def test_a_certificate_shown_late_and_to_some_leaves_nobody_behind() -> None:
+    """Found by a campaign: two of three honest nodes committed by a two-chain that nothing carried to the third, which never voted again."""
+    schedule, counts, _ = run_one(9, 72533)
+    assert schedule.misdeeds == ("half-splitter",)
+    assert counts["heights"] >= 20
+    assert counts["recovery ms"] < 2_000

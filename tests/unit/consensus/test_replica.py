@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from consensus.effects import (
+    Behind,
     Deliver,
     Diverged,
     FetchBlock,
@@ -13,9 +14,11 @@ from consensus.effects import (
     Misbehaved,
     Persist,
     Send,
+    SetTimer,
 )
 from consensus.evidence import Offence, OffenceKind, evidence_from_bytes, verify_evidence
 from consensus.inputs import (
+    BlocksSynced,
     Executed,
     PayloadAvailable,
     PayloadOffered,
@@ -31,6 +34,7 @@ from consensus.messages import (
     ProposalMessage,
     VoteMessage,
 )
+from consensus.sync import BEHIND_REPEAT_MS
 from consensus.types import TwoChain
 from tests.unit.consensus.lab import (
     BATCH,
@@ -227,6 +231,34 @@ def test_a_vote_waits_for_execution_and_compares_it() -> None:
     assert votes(bench.propose(three, cc_of(one))) == []
     right = Executed(1, one.id, state, receipts, NOW_MS)
     assert [vote.block_id for vote in votes(bench.step(right))] == [three.id]
+
+
+def test_whoever_executed_what_is_not_committed_here_is_asked_for_its_proof() -> None:
+    """Found by run 72533 of seed 9: a liar showed a certificate late, to some; it made a two-chain that no message carries."""
+    chain, bench = Chain(), Bench(follower(1, 3, 4))
+    one = chain.block(GENESIS, 1)
+    hidden = chain.block(one, 2)
+    three = chain.block(one, 3, tc=quorum_tc(2, qc_of(one)))
+    state, receipts = bytes([1]) * 32, bytes([2]) * 32
+    claim: dict[str, Any] = {"executed_height": 1, "state_digest": state, "receipts_accumulator": receipts}
+    four = chain.block(three, 4, **claim)
+    bench.propose(one)
+    assert of(bench.propose(three), Behind) == []
+    effects = bench.propose(four)
+    assert votes(effects) == []
+    assert of(effects, Behind) == [Behind(0, 1, (four.header.proposer,))]
+    # Asked again where nothing came, but not sooner than half a second later.
+    (timer,) = [t for t in of(effects, SetTimer) if t.kind is TimerKind.FETCH]
+    assert timer.at_ms == bench.now_ms + BEHIND_REPEAT_MS
+    assert of(bench.certificates(qc_of(three)), Behind) == []
+    bench.now_ms += BEHIND_REPEAT_MS
+    assert len(of(bench.step(TimerFired(TimerKind.FETCH, bench.now_ms)), Behind)) == 1
+    proof = TwoChain(qc_of(one), qc_of(hidden))
+    bench.step(BlocksSynced(four.header.proposer, (one,), proof, bench.now_ms))
+    assert bench.delivered() == [one.id]
+    effects = bench.step(Executed(1, one.id, state, receipts, bench.now_ms))
+    assert [vote.block_id for vote in votes(effects)] == [four.id]
+    assert of(effects, Behind) == []
 
 
 @pytest.mark.parametrize("field", ["state_digest", "receipts_accumulator"])
