@@ -12,6 +12,7 @@ Shared by the daemon (`scripts/compile.py`) and the simulator (`tests/simulation
   neither `__slots__` nor `__dict__`, and their `__init__` is written out here, since one that is made at run time is not translated.
 * **A translated class cannot be the base of one that is text**, and a function that a translated one calls cannot be replaced at run
   time. `scripts/compile.py` looks for the former; tests that do the latter are named in `tests/compiled/skipped.py`.
+* **Slices** that have a beginning are Python's (`_with_plain_slices`): mypyc's own of bytes fail where they begin behind their end.
 * **Protocols** stay plain classes (`_with_plain_protocols`); what has their methods may be text. `cached_property` and `lru_cache` stay what they are.
 * **Threads**: translated code gives the interpreter's lock away only where it calls text or a library that does.
 """
@@ -37,6 +38,16 @@ EVERYWHERE: tuple[Edit, ...] = (
 
 _NOTHING = "as_it_is"
 """A decorator that gives back the class that it is given, as a copy of a class is the class."""
+
+_PLAIN = "of_any_kind"
+_ANYTHING = f"""from typing import Any as AnyKind
+
+
+def {_PLAIN}(value: AnyKind) -> AnyKind:
+    return value
+
+"""
+"""What gives back a value as one of which mypyc knows no type: a cast would not make it forget."""
 
 QUESTIONS = Path(__file__).with_name("questions.py")
 
@@ -69,7 +80,32 @@ def translated(path: Path, text: str, edits: Sequence[Edit] = ()) -> str:
         text, found = re.subn(pattern, instead, text)
         if times and found != times:
             raise ValueError(f"{path}: {pattern} occurs {found} times, not {times}")
-    return _with_constants(_with_plain_protocols(_constructed(text)))
+    return _with_constants(_with_plain_protocols(_constructed(_with_plain_slices(text))))
+
+
+def _with_plain_slices(text: str) -> str:
+    """Leave slices that have a beginning to Python: mypyc's own of bytes raises SystemError where they begin behind their end.
+
+    What is sliced is of no type that mypyc knows then.
+    """
+    places = list[tuple[int, int, str]]()
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.slice, ast.Slice)
+            and isinstance(node.ctx, ast.Load)
+            and node.slice.lower is not None
+        ):
+            sliced = node.value
+            places.append((sliced.lineno, sliced.col_offset, f"{_PLAIN}("))
+            places.append((sliced.end_lineno or 0, sliced.end_col_offset or 0, ")"))
+    if not places:
+        return text
+    lines = text.splitlines()
+    for line, column, more in sorted(places, reverse=True):
+        before = lines[line - 1].encode()
+        lines[line - 1] = (before[:column] + more.encode() + before[column:]).decode()
+    return _with_import("\n".join(lines) + "\n", _ANYTHING)
 
 
 def _constructed(text: str) -> str:

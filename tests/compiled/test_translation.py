@@ -9,6 +9,7 @@ import sys
 import zipfile
 from base64 import urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,19 @@ def test_a_data_class_gets_its_constructor_constants_are_final_and_protocols_sta
     assert "self.third = list() if third is None else third" in constructor
     assert "fourth" not in constructor
     assert constructor.endswith("self.fifth = 5\n    self.__post_init__()")
+
+
+def test_a_slice_that_has_a_beginning_is_pythons_wherever_it_stands() -> None:
+    text = "import os\n\n\ndef cut(data: bytes, i: int) -> bytes:\n    return data[i : data[i + 1 :][0]] + data[:i] + os.urandom(9)[-2:]\n"
+    made = translated(Path("some.py"), text)
+    assert (
+        "of_any_kind(data)[i : of_any_kind(data)[i + 1 :][0]] + data[:i] + of_any_kind(os.urandom(9))[-2:]"
+        in made
+    )
+    cut: dict[str, Any] = {}
+    exec(compile(made, "some.py", "exec"), cut)
+    assert cut["cut"](bytes([1, 3, 2, 9]), 0)[:-2] == bytes([1, 3, 2])
+    assert "of_any_kind" not in translated(Path("some.py"), "first = [1, 2][:1]\n")
 
 
 def test_an_edit_that_finds_too_little_is_refused() -> None:
