@@ -47,6 +47,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from attribution.adapter import Adapter
+from attribution.first_look import RECORDS_SCANNED, ShortRows, short_rows
 from attribution.gradients import Example
 from attribution.index_standing import STANDING_FILE, Standing, StandingInvalid
 from attribution.merkle import DIGEST_BYTES, leaf_hash, proof_of_hashes, root_of_hashes
@@ -249,6 +250,11 @@ class Index:
     def signs(self) -> Bytes:
         """Sign bytes (records, bytes), a view."""
         return self.rows[:, DIGEST_BYTES + 4 * len(self.header.shapes) :]
+
+    @cached_property
+    def short(self) -> ShortRows | None:
+        """Short parts of the rows for a first look at them (`attribution.first_look`), None where every row is scanned."""
+        return short_rows(self.signs, self.scales) if self.record_count > RECORDS_SCANNED else None
 
     def factor_bases(self, device: torch.device) -> list[Bases]:
         """Bases of every factor on ``device``."""

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from attribution import exact
+from attribution.exact.backends import family_for
 from attribution.exact.elementary import divide_
 from attribution.whitening import FactorShape
 
@@ -40,6 +41,7 @@ FACTORS_MAX = 1 << 10
 COORDINATES_MAX = 1 << 24
 QUERY_BITS = 14
 """The query's integers lie in [-2^13, 2^13]: 14 planes of bits, and one for the sign."""
+_CPU = torch.device("cpu")
 _ROWS_AT_ONCE = 1 << 12
 _SCANNED_BYTES_AT_ONCE = 1 << 19
 """Bytes of signs that one step of a scan holds, with three times that for the work on them, unless one row alone has more."""
@@ -95,21 +97,50 @@ def scan(
     scales: npt.NDArray[np.uint32],
     shapes: Sequence[FactorShape],
 ) -> list[int]:
-    """Scores of ``query`` against every row, by the formula above.
+    """`integer_scores` as plain integers."""
+    scores: list[int] = integer_scores(query, signs, scales, shapes).tolist()
+    return scores
+
+
+def integer_scores(
+    query: npt.NDArray[np.int32],
+    signs: Bytes,
+    scales: npt.NDArray[np.uint32],
+    shapes: Sequence[FactorShape],
+) -> Integers:
+    """Scores of ``query`` against every row, by the formula above: int64 (records,).
 
     ``signs`` is uint8 (records, bytes), possibly memory-mapped and then read once in order; ``scales`` uint32
-    (records, factors). With bits 0 and 1 for signs, sum b_c q_c = 2 sum_{bit} q_c - sum q_c; and with the query's
-    integers in binary, one plane of bits for each power of two, sum_{bit} q_c is a sum of counted bits. Raises
-    ``ValueError`` on a query that `integer_query` would not give.
+    (records, factors). Where the fused kernels serve, `attribution.exact.fused.scanning` gives the same integers.
+    Raises ``ValueError`` on a query that `integer_query` would not give, and on sizes that are not those of ``shapes``.
     """
     if int(np.abs(query).max(initial=0)) > 1 << (QUERY_BITS - 1):
         raise ValueError(f"a query of more than {QUERY_BITS} bits")
     widths = [sign_bytes(s) for s in shapes]
+    if query.shape != (8 * sum(widths),):
+        raise ValueError("a query of other coordinates than those of the shapes")
+    if signs.shape[1:] != (sum(widths),) or scales.shape != (len(signs), len(widths)):
+        raise ValueError("rows or scales of other factors than those of the shapes")
+    if family_for(_CPU) == "fused":
+        from attribution.exact.fused import scanning
+
+        return scanning.scan(query, signs, scales, widths)
+    return _scan_planes(query, signs, scales, widths)
+
+
+def _scan_planes(
+    query: npt.NDArray[np.int32], signs: Bytes, scales: npt.NDArray[np.uint32], widths: Sequence[int]
+) -> Integers:
+    """Scores by counting bits.
+
+    With bits 0 and 1 for signs, sum b_c q_c = 2 sum_{bit} q_c - sum q_c; and with the query's integers in binary, one
+    plane of bits for each power of two, sum_{bit} q_c is a sum of counted bits.
+    """
     planes, starts = _planes(query, widths)
     sums = np.add.reduceat(query.astype(np.int64), np.cumsum([0, *(8 * w for w in widths[:-1])]))
     at_once = max(1, min(_ROWS_AT_ONCE, _SCANNED_BYTES_AT_ONCE // (8 * planes.shape[1])))
     words = np.zeros((at_once, planes.shape[1]), np.uint64)
-    scores = list[int]()
+    scores = np.empty(len(signs), np.int64)
     for at in range(0, len(signs), at_once):
         rows = signs[at : at + at_once]
         part, start = words[: len(rows)], 0
@@ -117,7 +148,7 @@ def scan(
             part.view(np.uint8)[:, 8 * first : 8 * first + width] = rows[:, start : start + width]
             start += width
         inner = 2 * _plane_sums(part, planes, starts) - sums
-        scores.extend((inner * scales[at : at + at_once].astype(np.int64)).sum(1).tolist())
+        scores[at : at + at_once] = (inner * scales[at : at + at_once].astype(np.int64)).sum(1)
     return scores
 
 

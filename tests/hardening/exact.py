@@ -19,9 +19,32 @@ _SELFCHECK = "tests/machines/test_selfcheck_command.py::"
 _RECIPES = "tests/machines/test_gpu_recipes.py::"
 _FUSED = "tests/unit/attribution/test_fused_kernels.py::"
 _COMPILED = "tests/unit/attribution/test_fused_machine.py::"
+_LOOK = "tests/unit/attribution/test_first_look.py::"
+_SCAN = "tests/unit/attribution/test_fused_scan.py::"
 _ROWS = "tests/unit/attribution/test_narrow_rows.py::"
 
 REMOVALS: tuple[Removal, ...] = (
+    Removal(
+        "copies that crowd others out of a first look",
+        "attribution/first_look.py",
+        "looks = np.where(leading, looks, 0)",
+        "looks = looks + 0",
+        (f"{_LOOK}test_copies_that_do_not_lead_crowd_nobody_out",),
+    ),
+    Removal(
+        "equal looks, of which any might be kept",
+        "attribution/first_look.py",
+        "equal[: count - len(above)]",
+        "equal[len(above) - count :]",
+        (f"{_LOOK}test_large_indices_are_scored_by_the_formula_in_plain_integers",),
+    ),
+    Removal(
+        "a scan that reads what its shapes do not describe",
+        "attribution/signs.py",
+        "if signs.shape[1:] != (sum(widths),) or scales.shape != (len(signs), len(widths)):",
+        "if False:",
+        (f"{_SCAN}test_sizes_that_are_not_those_of_the_shapes_are_refused",),
+    ),
     Removal(
         "negative zeros: their sign differs between kernels",
         PRODUCTS,
@@ -369,6 +392,34 @@ KERNELS: tuple[Removal, ...] = (
         "            reports.append(_check_kernels())\n",
         "            pass\n",
         (f"{_COMPILED}test_a_wrong_kernel_is_found_at_the_start_and_refuses_the_machine",),
+    ),
+    Removal(
+        "high digits that do not fit a byte together",
+        "attribution/exact/fused/scanning.py",
+        "np.arange(0, len(together), CHUNK)) < 1 << 8",
+        "np.arange(0, len(together), CHUNK)) < 1 << 10",
+        (f"{_SCAN}test_sums_of_one_sign_fit_their_digits_and_words",),
+    ),
+    Removal(
+        "digits' sums beyond 16 bits",
+        "attribution/exact/fused/tables.py",
+        "POSITIONS_MAX = 128",
+        "POSITIONS_MAX = 512",
+        (f"{_SCAN}test_sums_of_one_sign_fit_their_digits_and_words",),
+    ),
+    Removal(
+        "a query's largest magnitude, which two digits do not hold",
+        "attribution/exact/fused/scanning.py",
+        "MAGNITUDE_MAX = (1 << 13) - 1",
+        "MAGNITUDE_MAX = 1 << 13",
+        (f"{_SCAN}test_sums_of_one_sign_fit_their_digits_and_words",),
+    ),
+    Removal(
+        "rows and bytes that are not there",
+        "attribution/exact/fused/scanning.py",
+        "if count == LANES and stop - start == CHUNK:",
+        "if count == LANES or stop - start == CHUNK:",
+        (f"{_SCAN}test_nothing_beyond_the_last_row_is_read",),
     ),
 )
 """Hardenings of what is compiled: each removal makes other machine code, so that these are looked at where that was asked for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.vectors import content, ordering, paying, sending
+from tests.vectors import attributing, content, ordering, paying, sending
 from tests.vectors.notation import Encoding, Json, Vector, render
 
 
@@ -34,4 +34,5 @@ def documents() -> dict[str, str]:
     }
     made["encodings.json"] = {"format": 1, "encodings": [encoding.to_json() for encoding in encoded()]}
     made["derived.json"] = {"format": 1, **derived()}
+    made["attribution.json"] = attributing.document()
     return {name: render(document) for name, document in made.items()}

@@ -1,13 +1,15 @@
 """The fused kernels held against the torch paths on small operands: at every start, as part of `attribution.exact.selfcheck`.
 
 The torch paths themselves are held against plain integers in the same check. What is compared: a group of layers forward and backward with an adapter
-on part of it, parameter gradients, attention forward, backward and cached, normalisation, rotation, SwiGLU, the loss, an optimiser step.
+on part of it, parameter gradients, attention forward, backward and cached, normalisation, rotation, SwiGLU, the loss, an optimiser step,
+the scan of an index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,12 +86,29 @@ def optimiser() -> Parts:
     return [p, g, adamw.m, adamw.v]
 
 
+def rows() -> Parts:
+    """Scores of 67 rows, in three factors of 300, 13 and 91 bytes, by queries whose high digits do and do not fit together, and by the largest."""
+    from attribution.signs import scan
+    from attribution.whitening import FactorShape
+
+    shapes = [FactorShape(f"f{k}", wide, 1) for k, wide in enumerate((2400, 101, 727))]
+    counts, width = [2400, 104, 728], 404
+    signs = uniform_integers(0, "fused signs", 67 * width, 256).astype(np.uint8).reshape(67, width)
+    scales = uniform_integers(0, "fused scales", 67 * 3, 1 << 25).astype(np.uint32).reshape(67, 3)
+    queries = []
+    for label, top in (("small", 900), ("large", 8191), ("largest", 8192)):
+        q = uniform_integers(0, f"fused query {label}", sum(counts), 2 * top + 1) - top
+        queries.append(np.where(np.abs(q) > 8000, np.sign(q) * top, q).astype(np.int32))
+    return [torch.tensor(scan(q, signs, scales, shapes)) for q in queries]
+
+
 CASES: tuple[tuple[str, Callable[[], Parts]], ...] = (
     ("layers of 7 bits", lambda: layers(7)),
     ("layers of 14 bits", lambda: layers(14)),
     ("between products", between),
     ("attention", attention),
     ("optimiser", optimiser),
+    ("rows", rows),
 )
 
 

@@ -37,11 +37,11 @@ def _default_backend() -> Iterator[None]:
 
 def kernels() -> dict[str, Any]:
     """Every kernel that Python calls, by module and name."""
-    from attribution.exact.fused import attention, elementwise, products
+    from attribution.exact.fused import attention, elementwise, products, scanning
 
     return {
         f"{module.__name__.rsplit('.', 1)[1]}.{name}": value
-        for module in (products, attention, elementwise)
+        for module in (products, attention, elementwise, scanning)
         for name, value in vars(module).items()
         if hasattr(value, "py_func") and value.py_func.__module__ == module.__name__ and value.signatures
     }
@@ -54,7 +54,7 @@ def test_no_kernel_contracts_a_product_and_a_sum_into_one_rounding() -> None:
 
     exact.selfcheck()
     listed, pairs = kernels(), 0
-    assert len(listed) >= 22
+    assert len(listed) >= 23
     for name, kernel in listed.items():
         # Machine code that was read from a file cannot be shown; the same compiler makes it again.
         again = compiling.compiled(kernel.py_func, False)

@@ -1,0 +1,178 @@
+"""`attribution.signs.scan` in a kernel: every byte of every row is read once, and two lookups give the sum of eight of the query's integers.
+
+For a half byte of signs, u = (sum of the query's integers where a bit is set) - (sum of the negative ones of the four) is at least 0 and at most the sum of four
+magnitudes. With magnitudes below 2^13 that is below 2^15: a low digit of 7 bits and a high one of 8, kept in tables of 16 for each half byte. Low digits of the
+two halves of a byte fit a byte together, high ones mostly; 128 bytes of a row fit sums of 16 bits; those go to int64. A magnitude of 2^13 itself,
+which rounding gives once in thousands of queries, is scanned as 2^13 - 1 and 1: scores are linear in the query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attribution.exact.fused.compiling import kernel, part
+from attribution.exact.fused.tables import (
+    CHUNK,
+    DIGIT_BITS,
+    LANES,
+    POSITIONS_MAX,
+    add_apart,
+    add_paired,
+    byte_at,
+    fetch,
+    turn_bytes,
+)
+
+MAGNITUDE_MAX = (1 << 13) - 1
+"""Of a query's integer: four of them in two digits."""
+_GROUPS = 2
+# While rows pass over a kilobyte's tables, those (64 kB) stay in the second-level cache and 64 rows' bytes come in runs.
+_CHUNKS_AT_ONCE = 64
+_FETCHED_AHEAD = 512
+_LINE = 64
+_FLUSHED = POSITIONS_MAX // CHUNK
+
+
+@part
+def copy_rest(rows: Any, step: Any, count: Any, size: Any, spare: Any) -> Any:
+    """The last bytes of the last rows, zeros in all other places of spare (32, 16)."""
+    spare[:] = 0
+    for r in range(count):
+        for k in range(size):
+            spare[r, k] = byte_at(rows + r * step + k)
+
+
+@part
+def fetch_ahead(rows: Any, step: Any, count: Any, width: Any) -> Any:
+    """Ask for the lines of `width` bytes of each row; what lies there need not exist."""
+    for r in range(count):
+        for k in range(0, width, _LINE):
+            fetch(rows + r * step + k)
+
+
+@part
+def flush(sums: Any, totals: Any) -> Any:
+    """Move 16-bit sums of digits (4, 16) to totals (32)."""
+    for j in range(CHUNK):
+        totals[2 * j] += np.int64(sums[0, j]) + (np.int64(sums[2, j]) << DIGIT_BITS)
+        totals[2 * j + 1] += np.int64(sums[1, j]) + (np.int64(sums[3, j]) << DIGIT_BITS)
+    sums[:] = 0
+
+
+@kernel
+def scan_rows(
+    rows: Any,
+    step: Any,
+    width: Any,
+    tables: Any,
+    paired: Any,
+    ends: Any,
+    constants: Any,
+    scales: Any,
+    scores: Any,
+) -> Any:
+    """Scores (records) of rows of `width` bytes, `step` apart, from address `rows` on.
+
+    tables (bytes, 4, 16) uint8; paired (chunks): whether a byte's high digits fit a byte together; ends (factors): the byte after each
+    factor's last, ascending; constants (factors): added to twice the sum; scales (records, factors) uint32.
+    """
+    turned, spare = np.empty((CHUNK, LANES), np.uint8), np.empty((LANES, CHUNK), np.uint8)
+    sums = np.zeros((_GROUPS, 4, CHUNK), np.uint16)
+    totals = np.zeros((_GROUPS, LANES), np.int64)
+    records, chunks = scores.size, (width + CHUNK - 1) // CHUNK
+    there, weights, factors, tile = turned.ctypes.data, scales.ctypes.data, scales.shape[1], LANES * _GROUPS
+    for first in range(0, records, tile):
+        factor = 0
+        for block in range(0, chunks, _CHUNKS_AT_ONCE):
+            reached = factor
+            for g in range(min(_GROUPS, (records - first + LANES - 1) // LANES)):
+                row = first + g * LANES
+                count, reached = min(LANES, records - row), factor
+                if block == 0:
+                    fetch_ahead(weights + (row + tile) * 4 * factors, 4 * factors, LANES, 4 * factors)
+                for chunk in range(block, min(block + _CHUNKS_AT_ONCE, chunks)):
+                    start = chunk * CHUNK
+                    stop, at = min(start + CHUNK, width), rows + row * step + start
+                    if chunk % (_LINE // CHUNK) == 0:
+                        # Beyond a row's end, of the row that is next in its place.
+                        ahead = start + _FETCHED_AHEAD
+                        fetch_ahead(
+                            at + (_FETCHED_AHEAD if ahead < width else tile * step + ahead % width - start),
+                            step,
+                            count,
+                            1,
+                        )
+                    if count == LANES and stop - start == CHUNK:
+                        turn_bytes(at, step, there)
+                    else:
+                        copy_rest(at, step, count, stop - start, spare)
+                        turn_bytes(spare.ctypes.data, CHUNK, there)
+                    k = start
+                    while k < stop:
+                        until = min(stop, ends[reached])
+                        where, table = there + (k - start) * LANES, tables.ctypes.data + k * 4 * CHUNK
+                        if paired[chunk]:
+                            add_paired(where, until - k, table, sums[g].ctypes.data)
+                        else:
+                            add_apart(where, until - k, table, sums[g].ctypes.data)
+                        k = until
+                        if k == ends[reached]:
+                            flush(sums[g], totals[g])
+                            for r in range(count):
+                                inner = 2 * totals[g, r] + constants[reached]
+                                scores[row + r] += inner * np.int64(scales[row + r, reached])
+                            totals[g] = 0
+                            reached += 1
+                    if chunk % _FLUSHED == _FLUSHED - 1:
+                        flush(sums[g], totals[g])
+            factor = reached
+
+
+def tables_of(query: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """Digits of the sums above, uint8 (bytes, 4, 16), for a query of eight integers a byte, none beyond `MAGNITUDE_MAX`."""
+    halves = query.reshape(-1, 2, 4)
+    sums = np.empty((len(halves), 2, CHUNK), np.int32)
+    sums[:, :, 0] = -np.minimum(halves, 0).sum(2)
+    for bit in range(4):
+        size = 1 << bit
+        np.add(sums[:, :, :size], halves[:, :, bit, None], out=sums[:, :, size : 2 * size])
+    tables = np.empty((len(halves), 4, CHUNK), np.uint8)
+    tables[:, :2], tables[:, 2:] = sums & ((1 << DIGIT_BITS) - 1), sums >> DIGIT_BITS
+    return tables
+
+
+def scan(
+    query: npt.NDArray[np.int32],
+    signs: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.uint32],
+    widths: Sequence[int],
+) -> npt.NDArray[np.int64]:
+    """Scores of signs (records, bytes) and scales (records, factors) by a query of at most 14 bits; factors have `widths` bytes, none of them 0."""
+    within = np.clip(query, -MAGNITUDE_MAX, MAGNITUDE_MAX)
+    rest = query - within
+    scores = np.zeros(len(signs), np.int64)
+    rows = signs if signs.strides[1] == 1 else np.ascontiguousarray(signs)
+    factors = np.require(scales, np.uint32, ["C", "A", "W"])
+    for q in (within, rest) if rest.any() else (within,):
+        _add_scores(q, rows, factors, np.cumsum(widths, dtype=np.int64), scores)
+    return scores
+
+
+def _add_scores(
+    query: npt.NDArray[np.int32],
+    rows: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.uint32],
+    ends: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.int64],
+) -> None:
+    tables, starts = tables_of(query), 8 * np.concatenate([[0], ends[:-1]])
+    # 2 (u + negative ones) - all = 2 u - magnitudes.
+    constants = -np.add.reduceat(np.abs(query.astype(np.int64)), starts)
+    together = tables[:, 2:].max(2).sum(1, dtype=np.int64)
+    paired = np.maximum.reduceat(together, np.arange(0, len(together), CHUNK)) < 1 << 8
+    address, step = rows.ctypes.data, rows.strides[0]
+    scan_rows(address, step, rows.shape[1], tables, paired, ends, constants, scales, scores)
