@@ -368,6 +368,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_validator_with_damaged_models_and_records_mends_them_and_attests_what_the_others_do(
     cluster: Cluster, tmp_path: Path
 ) -> None:
