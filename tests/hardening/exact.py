@@ -36,7 +36,7 @@ REMOVALS: tuple[Removal, ...] = (
         "attribution/first_look.py",
         "equal[: count - len(above)]",
         "equal[len(above) - count :]",
-        (f"{_LOOK}test_large_indices_are_scored_by_the_formula_in_plain_integers",),
+        (f"{_LOOK}test_of_equal_looks_the_smaller_numbers_are_kept",),
     ),
     Removal(
         "a scan that reads what its shapes do not describe",

@@ -83,6 +83,20 @@ def test_large_indices_are_scored_by_the_formula_in_plain_integers(
         assert looked_scores(query, rows, scales, shapes, np.array(leading)).tolist() == expected
 
 
+def test_of_equal_looks_the_smaller_numbers_are_kept() -> None:
+    signs = np.full((9, 2), 255, np.uint8)
+    signs[4, 1] = 0
+    short = short_rows(signs, np.ones((9, 1), np.uint32))
+    query = np.ones(16, np.int32)
+    assert likeliest(query, short, np.ones(9, np.bool_), 3).tolist() == [0, 1, 2]
+    leading = np.arange(9) != 1
+    assert likeliest(query, short, leading, 3).tolist() == [0, 2, 3]
+    query[:8] = 3
+    signs[7] = 0
+    short = short_rows(signs, np.ones((9, 1), np.uint32))
+    assert likeliest(query, short, leading, 7).tolist() == [0, 2, 3, 4, 5, 6, 8]
+
+
 def test_up_to_the_limit_every_record_has_its_full_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_look, "RECORDS_SCANNED", 20)
     monkeypatch.setattr(first_look, "RECORDS_KEPT", 3)
