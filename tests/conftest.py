@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from hypothesis import settings
 from tests.profiles import PROFILE
 
 settings.load_profile(PROFILE)
+
+# Two runners and the daemons they start share the cores. Threads that wait for each other would keep them busy with waiting.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

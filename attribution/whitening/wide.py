@@ -37,7 +37,10 @@ def wide_bases(moments: Tensor) -> Tensor:
 
 def _turn(moments: Tensor) -> Tensor:
     diagonal = torch.diagonal(moments, dim1=-2, dim2=-1)
-    order = torch.argsort(diagonal, dim=-1, descending=True, stable=True)
+    # Places are found on the CPU: no device promises how it sorts.
+    order = torch.argsort(diagonal.cpu(), dim=-1, descending=True, stable=True)
+    back = torch.argsort(order, dim=-1, stable=True).to(moments.device)
+    order = order.to(moments.device)
     c = torch.gather(moments, -2, order[..., :, None].expand_as(moments))
     c = torch.gather(c, -1, order[..., None, :].expand_as(moments))
     c = _scaled(c)
@@ -45,7 +48,6 @@ def _turn(moments: Tensor) -> Tensor:
     second = cholesky(_transposed_product(first, first))
     turned = _transposed_product(second, _inverse(first))
     # Columns back in place: gather, no arithmetic.
-    back = torch.argsort(order, dim=-1, stable=True)
     return torch.gather(turned, -1, back[..., None, :].expand_as(turned)).float() + 0.0
 
 
@@ -57,7 +59,8 @@ def _scaled(c: Tensor) -> Tensor:
     total = torch.zeros_like(largest)
     for j in range(width):
         total = total + c[..., j, j]
-    jitter = total * 2.0**JITTER_EXPONENT / width
+    # A tensor divides; a number might be multiplied by as its reciprocal.
+    jitter = total * 2.0**JITTER_EXPONENT / torch.full_like(total, width)
     return c + torch.eye(width, dtype=torch.float64, device=c.device) * jitter[..., None, None]
 
 

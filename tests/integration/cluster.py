@@ -42,6 +42,8 @@ from node.ledger.records import encode_records, records_root, token_count
 FEE = OPEN
 NEW_TOKENS_MAX = 12
 WAIT_S = 120.0
+HEARTBEAT_MS = 500
+"""Shorter than a node's own: what is waited for here is mostly the next block of an idle chain."""
 
 TEXTS = {
     "alice": [
@@ -97,6 +99,7 @@ class Cluster:
         node = self.node(name)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", *self.commands[name], "start", "--home", str(node.home.root)]
+        command += ["--set", f"consensus.heartbeat_ms={HEARTBEAT_MS}"]
         self.children[name] = spawn(name, command, node.home.logs_path / "node.log", environment)
 
     def kill(self, name: str) -> None:

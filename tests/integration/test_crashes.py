@@ -430,16 +430,31 @@ def test_a_damaged_database_ends_the_daemon_with_what_to_do_and_mended_it_goes_o
     wait_everywhere(cluster, height_of(cluster, "full-node") + 1)
 
 
-def test_a_full_node_that_starts_from_nothing_has_every_block_receipt_and_state(cluster: Cluster) -> None:
-    cluster.kill("full-node")
-    home = cluster.node("full-node").home
+def start_from_nothing(cluster: Cluster, name: str) -> None:
+    cluster.kill(name)
+    home = cluster.node(name).home
     for folder in (home.data_path, home.blobs_path):
         shutil.rmtree(folder)
-    cluster.start("full-node")
+    cluster.start(name)
     wait_everywhere(cluster, height_of(cluster, "validator-1"))
+
+
+def test_a_full_node_that_starts_from_nothing_has_every_block_and_state(cluster: Cluster) -> None:
+    start_from_nothing(cluster, "full-node")
+    there = cluster.client_of("validator-1")
+    for height in range(1, height_of(cluster, "full-node") + 1):
+        assert cluster.client.block(height) == there.block(height)
+
+
+@pytest.mark.slow
+def test_a_full_node_that_starts_from_nothing_fetches_a_blob_when_it_is_asked_for(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    if not cluster.adapter:
+        cluster.publish_adapter(tmp_path)
+    start_from_nothing(cluster, "full-node")
     adapter = cluster.client.call("adapter", id=cluster.adapter.hex())
     assert adapter == cluster.client_of("validator-1").call("adapter", id=cluster.adapter.hex())
-    # What it lacks it fetches when it is asked for.
     name = bytes.fromhex(adapter["blob_digest"])
     assert blob_digest(cluster.client.get_blob(name)) == name
 

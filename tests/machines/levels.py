@@ -68,6 +68,12 @@ def lacking(features: frozenset[str]) -> list[str]:
     ]
 
 
+def once(factors: Mapping[str, Sequence[str]]) -> list[Choice]:
+    """As few choices as hold every level of every factor."""
+    count = max(len(levels) for levels in factors.values())
+    return [{name: levels[i % len(levels)] for name, levels in factors.items()} for i in range(count)]
+
+
 def covering(factors: Mapping[str, Sequence[str]]) -> list[Choice]:
     """Few choices such that every two levels of different factors meet in one of them, always the same ones.
 

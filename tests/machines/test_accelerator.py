@@ -14,6 +14,7 @@ from attribution.golden import CASES, Materials, drawn, golden_hashes
 from attribution.model import rope_tables
 from attribution.signs import mean_magnitudes
 from attribution.whitening import weights
+from attribution.whitening.wide import wide_bases
 from tests.machines.__main__ import CUDA_SETTINGS
 from tests.machines.accelerator import DEVICE, Held, WrongPlace, accelerator
 from tests.machines.levels import BACKEND, Choice
@@ -78,11 +79,16 @@ def test_divisors_are_tensors_on_the_accelerator() -> None:
     # Heads of 24 have no exact reciprocal, and the table of angles divides by their width.
     config = ModelConfig.from_mapping({**CONFIG, "head_dim": 24})
     tables = rope_tables(config, torch.device("cpu"))
+    # A width of 24 as well: something of the mean of the diagonal is added to it.
+    sides = (gradient[0] * 8).round().double().repeat(1, 8)
+    moments = sides.T @ sides
+    bases = wide_bases(moments)
     with accelerator() as mode:
         there = rope_tables(config, torch.device(DEVICE))
         assert all(torch.equal(a.cpu(), b) for a, b in zip(there, tables, strict=True))
         assert torch.equal(mean_magnitudes([gradient.to(DEVICE)]).cpu(), magnitudes)
         assert torch.equal(weights(square_sums.to(DEVICE)).cpu(), found)
+        assert torch.equal(wide_bases(moments.to(DEVICE)).cpu(), bases)
     assert mode.operations
     assert mode.reciprocals == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -15,9 +16,11 @@ from tests.machines.levels import (
     LEVELS,
     MKL,
     ONEDNN,
+    Choice,
     covering,
     every,
     lacking,
+    once,
     pairs,
     processor,
     supported,
@@ -25,11 +28,12 @@ from tests.machines.levels import (
 from tests.machines.running import run_all
 
 
+@pytest.mark.parametrize("choose", [once, pytest.param(covering, marks=pytest.mark.slow)])
 def test_every_level_that_this_processor_has_gives_the_golden_hashes(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], choose: Callable[[Mapping[str, Sequence[str]]], list[Choice]]
 ) -> None:
     name, features = processor()
-    choices = covering({**supported(features), BACKEND: cpu_backends()})
+    choices = choose({**supported(features), BACKEND: cpu_backends()})
     outcomes = list(run_all(choices, jobs=2))
     with capsys.disabled():
         print(f"\n{name}; lacks {', '.join(lacking(features)) or 'nothing'}")
