@@ -1,7 +1,8 @@
-"""The long quiet run: `python -m tests.chaos.soak --minutes 60`. Real daemons under a modest load, nobody disturbed.
+"""The long quiet run: `python -m tests.chaos.soak --minutes 60 [--retain 512]`. Real daemons under a modest load, nobody disturbed.
 
 Every ten seconds it notes what each daemon uses and how long transfers took to be final, as lines of a CSV file; at the end it
 fits a straight line through what must not grow, and exits 1 where one climbs too fast, a node fell behind, or nodes differ.
+With `--retain` the validators forget older blocks, and their databases are among what must not grow; the full node keeps all.
 """
 
 import argparse
@@ -11,12 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from node.devnet.network import PARAMS
 from tests.chaos.census import Usage, usage
 from tests.chaos.fleet import Fleet, running_fleet
 from tests.chaos.load import Load
@@ -71,6 +73,9 @@ BOUNDS = (
     Bound("guard_bytes", 0.5),
     Bound("log_bytes", 4 * MEBI),
 )
+PRUNED_BOUND = Bound("tables_bytes", 4 * MEBI)
+"""Besides, for a node that prunes."""
+SNAPSHOT_HEIGHTS = 512
 
 
 def slope_per_hour(points: Iterable[tuple[float, float]]) -> float:
@@ -81,13 +86,15 @@ def slope_per_hour(points: Iterable[tuple[float, float]]) -> float:
     return statistics.linear_regression([at for at, _ in rows], [value for _, value in rows]).slope * HOUR_S
 
 
-def judge(samples: Sequence[Sample], bounds: Sequence[Bound] = BOUNDS) -> list[str]:
-    """What climbs faster than it may, per daemon; empty is good."""
+def judge(
+    samples: Sequence[Sample], bounds: Sequence[Bound] = BOUNDS, pruning: Sequence[str] = ()
+) -> list[str]:
+    """What climbs faster than it may, per daemon; empty is good. `pruning` are the daemons that forget old blocks."""
     begin = max((sample.time_s for sample in samples), default=0.0) / WARM_UP_PARTS
     judged = [sample for sample in samples if sample.time_s >= begin]
     found = []
     for node in dict.fromkeys(sample.node for sample in judged):
-        for bound in bounds:
+        for bound in (*bounds, PRUNED_BOUND) if node in pruning else bounds:
             slope = slope_per_hour(
                 (sample.time_s, float(getattr(sample.usage, bound.column)))
                 for sample in judged
@@ -120,13 +127,23 @@ def sample(fleet: Fleet, load: Load, time_s: float) -> list[Sample]:
     return found
 
 
-async def soak(root: Path, out: Path, validators: int, minutes: float, rate: float, seed: int) -> int:
+async def soak(
+    root: Path, out: Path, validators: int, minutes: float, rate: float, seed: int, retain: int
+) -> int:
     """Run it; returns the exit status."""
     samples: list[Sample] = []
+    pruning: list[str] = []
+
+    def prepare(fleet: Fleet, _nursery: trio.Nursery) -> None:
+        pruning.extend(fleet.validators if retain else ())
+        for name in pruning:
+            fleet.seats[name].arguments += ("--set", f"storage.retain_heights={retain}")
+
+    params = replace(PARAMS, snapshot_heights=SNAPSHOT_HEIGHTS) if retain else PARAMS
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        async with running_fleet(root, validators, SENDERS, lambda *_: None) as fleet:
+        async with running_fleet(root, validators, SENDERS, prepare, params=params) as fleet:
             load = Load(fleet, seed)
             begin = trio.current_time()
             async with trio.open_nursery() as nursery:
@@ -140,7 +157,7 @@ async def soak(root: Path, out: Path, validators: int, minutes: float, rate: flo
                     file.flush()
                     samples += rows
                 nursery.cancel_scope.cancel()
-            faults = [*fleet.witness.violations, *behind(fleet), *judge(samples)]
+            faults = [*fleet.witness.violations, *behind(fleet), *judge(samples, pruning=pruning)]
             report(fleet, load, samples, minutes)
     for fault in faults:
         print(f"  FAILED: {fault}")
@@ -189,6 +206,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--validators", type=int, default=4)
     parser.add_argument("--rate", type=float, default=20.0, metavar="TX_PER_S")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--retain", type=int, default=0, metavar="HEIGHTS", help="validators prune; 0: nobody"
+    )
     parser.add_argument("--home", type=Path, help="kept; without it a temporary one, removed at the end")
     parser.add_argument("--out", type=Path, default=Path("soak.csv"))
     options = parser.parse_args(arguments)
@@ -196,7 +216,14 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="openledger-soak-") as folder:
         home = options.home or Path(folder) / "home"
         run = partial(
-            soak, home, options.out, options.validators, options.minutes, options.rate, options.seed
+            soak,
+            home,
+            options.out,
+            options.validators,
+            options.minutes,
+            options.rate,
+            options.seed,
+            options.retain,
         )
         status = trio.run(run)
     print(f"{time.monotonic() - begin:.0f} s; samples in {options.out}")
