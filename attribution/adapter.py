@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attribution.errors import BadAdapter
-from attribution.linear import Lora
+from attribution.linear import Bound, Lora
 from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
 from attribution.tensor_hash import tensor_bytes, tensors_digest
 
@@ -82,10 +82,30 @@ class Adapter:
         header = f"{self.rank} {self.alpha}{' rslora' if self.rslora else ''}"
         return tensors_digest("adapter", header.encode(), self.tensors())
 
+    @cached_property
+    def _weaker(self) -> dict[float, Adapter]:
+        return {}
+
     def weakened(self, strength: float) -> Adapter:
-        """The same adapter with every B times ``strength``, one rounding each: on the way from the base to it."""
-        modules = tuple(LoraModule(m.name, m.a, m.b * strength) for m in self.modules)
-        return Adapter(self.rank, self.alpha, modules, self.rslora)
+        """The same adapter with every B times ``strength``, one rounding each: on the way from the base to it.
+
+        The last one is kept: every query asks for the same.
+        """
+        if strength not in self._weaker:
+            modules = tuple(LoraModule(m.name, m.a, m.b * strength) for m in self.modules)
+            self._weaker.clear()
+            self._weaker[strength] = Adapter(self.rank, self.alpha, modules, self.rslora)
+        return self._weaker[strength]
+
+    @cached_property
+    def _bound(self) -> list[tuple[Base, Bound]]:
+        return []
+
+    def bound_to(self, base: Base) -> Bound:
+        """`bind` on the base's device, kept for the base that it was last asked for."""
+        if not self._bound or self._bound[0][0] is not base:
+            self._bound[:] = [(base, bind(self.to(base.device), base))]
+        return self._bound[0][1]
 
     def to(self, device: str | torch.device) -> Adapter:
         """The same adapter on another device."""
@@ -111,7 +131,7 @@ def check_fits(adapter: Adapter, base: Base) -> None:
             raise BadAdapter(f"{m.name} does not have the shape {shape} of the base")
 
 
-def bind(adapter: Adapter, base: Base) -> list[tuple[Lora | None, ...]]:
+def bind(adapter: Adapter, base: Base) -> Bound:
     """Quantise the factors for use: per layer and group of GROUPS, the Lora beside it or None. Raises BadAdapter."""
     check_fits(adapter, base)
     by_name = {m.name: m for m in adapter.modules}

@@ -19,14 +19,13 @@ from attribution.exact.backends import fused_serves
 from attribution.exact.elementary import divide_, exp_, log, sigmoid, sqrt
 from attribution.exact.quantisation import Block
 from attribution.exact.reductions import fsum, grid_sum, sum_of_squares
-from attribution.linear import Frozen, Lora, NarrowBlock, Quantised, group_backward, group_forward
+from attribution.linear import Bound, Frozen, Lora, NarrowBlock, Quantised, group_backward, group_forward
 from attribution.model import Base
 
 if TYPE_CHECKING:
     from attribution.exact.fused.steps import Attended
 
 LOSS_BITS = 30
-Bound = list[tuple[Lora | None, ...]]
 Visit = Callable[["Visited"], None]
 
 

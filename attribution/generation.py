@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attribution.adapter import Adapter, bind
+from attribution.adapter import Adapter
 from attribution.attention import Heads, heads_first, probabilities, weigh
 from attribution.decoder import (
-    Bound,
     check_ids,
     feed_forward,
     forward,
@@ -26,6 +25,7 @@ from attribution.exact.backends import family_for
 from attribution.exact.elementary import argmax
 from attribution.exact.quantisation import Block
 from attribution.generation_rows import NarrowRows, narrow_rows_serve
+from attribution.linear import Bound
 from attribution.model import Base
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def generate(
     if needed > c.max_position_embeddings:
         raise ContextTooLong(needed, c.max_position_embeddings)
     check_ids(base, [prompt])
-    session = Session(base, bind(adapter.to(base.device), base) if adapter else no_adapter(base), needed)
+    session = Session(base, adapter.bound_to(base) if adapter else no_adapter(base), needed)
     out: list[int] = []
     feed = prompt
     while len(out) < new_tokens_max:
@@ -157,6 +157,6 @@ def generate(
 def logits(base: Base, adapter: Adapter | None, ids: Sequence[int]) -> Tensor:
     """Logits (len(ids), vocab), float32, no negative zeros, after each of `ids` (BOS is NOT added)."""
     check_ids(base, [ids])
-    bound = bind(adapter.to(base.device), base) if adapter else no_adapter(base)
+    bound = adapter.bound_to(base) if adapter else no_adapter(base)
     hidden, _ = forward(base, bound, [ids], save=False)
     return head(base, hidden).add_(0.0)

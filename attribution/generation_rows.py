@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attribution.decoder import Bound, rms_norm, rotate, score_scale
+from attribution.decoder import rms_norm, rotate, score_scale
 from attribution.exact.backends import BACKENDS, chosen_backend, family_for
 from attribution.exact.elementary import sigmoid
 from attribution.exact.quantisation import to_grid, value64
-from attribution.linear import Frozen, Lora
+from attribution.linear import Bound, Frozen, Lora
 from attribution.model import Base
 
 NUMBERS_MAX = 1 << 17

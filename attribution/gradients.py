@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribution.adapter import Adapter, bind
-from attribution.decoder import Bound, Visited, backward, check_ids, cross_entropy, forward, head, no_adapter
+from attribution.adapter import Adapter
+from attribution.decoder import Visited, backward, check_ids, cross_entropy, forward, head, no_adapter
 from attribution.errors import BadTokens
 from attribution.heap import keep_heap
+from attribution.linear import Bound
 from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
 
 # Rows run together; bounds memory, changes no bit.
@@ -70,7 +71,7 @@ def factors(base: Base, adapter: Adapter, examples: Sequence[Example]) -> Factor
     ContextTooLong, BadAdapter, NotRepresentable.
     """
     keep_heap()
-    bound = bind(adapter.to(base.device), base)
+    bound = adapter.bound_to(base)
     pieces = []
     start = 0
     inputs = [_tokens(base, e)[:-1] for e in examples]
@@ -98,7 +99,7 @@ def factors(base: Base, adapter: Adapter, examples: Sequence[Example]) -> Factor
 
 def losses(base: Base, adapter: Adapter | None, examples: Sequence[Example]) -> tuple[int, ...]:
     """Only the summed losses of `factors`, on the grid 2^-30, without a backward pass."""
-    bound = bind(adapter.to(base.device), base) if adapter is not None else no_adapter(base)
+    bound = adapter.bound_to(base) if adapter is not None else no_adapter(base)
     out: list[int] = []
     for e in examples:
         inputs, targets, weights = _prepare(base, [e])

@@ -67,6 +67,7 @@ from attribution.whitening import (
     WIDE_MAX,
     Bases,
     FactorShape,
+    Turning,
     bases_count,
     bases_of,
     example_gradients,
@@ -75,7 +76,6 @@ from attribution.whitening import (
     normalised,
     split_bases,
     squares,
-    turned,
     weights,
 )
 
@@ -260,6 +260,17 @@ class Index:
         """Bases of every factor on ``device``."""
         return split_bases(self.bases, self.header.shapes, device)
 
+    @cached_property
+    def _turnings(self) -> dict[torch.device, Turning]:
+        return {}
+
+    def turning(self, device: torch.device) -> Turning:
+        """What turns gradients on ``device``; kept, for every query needs it: as many bytes as the bases."""
+        if device not in self._turnings:
+            self._turnings.clear()
+            self._turnings[device] = Turning(self.factor_bases(device), self.header.shapes)
+        return self._turnings[device]
+
     def factor_weights(self, device: torch.device) -> list[Tensor]:
         """Weights (wide, rank) of every factor on ``device``."""
         return split_factors(self.weights, [(s.wide, s.rank) for s in self.header.shapes], device)
@@ -432,9 +443,10 @@ def build_rows(
         counted_part = counted_gradients(gradients, part, counted[number])
         found_moments = _added(found_moments, [moments(g) for g in counted_part])
     bases = bases_of(found_moments, shapes)
+    turning = Turning(bases, shapes)
     sums = list[Tensor]()
     for number, part in enumerate(parts):
-        gradients = turned(normalised(kept.get(number)), bases)
+        gradients = turning.turned(normalised(kept.get(number)))
         kept.put(number, gradients)
         sums = _added(sums, [squares(g) for g in counted_gradients(gradients, part, counted[number])])
     found = [weights(total) for total in sums]

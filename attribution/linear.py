@@ -258,6 +258,10 @@ class Lora:
         return g, gs
 
 
+Bound = list[tuple[Lora | None, ...]]
+"""An adapter beside a base: per layer, and in it per group of modules that share an input, the factors or None."""
+
+
 def group_forward(
     frozen: Frozen, lora: Lora | None, x: Block | Rows
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -13,7 +13,7 @@ from attribution.index import Index
 from attribution.model import Base
 from attribution.shares import COSINE_ONE_PPM, Scores
 from attribution.signs import integer_query, row_norms
-from attribution.whitening import example_gradients, normalised, turned
+from attribution.whitening import example_gradients, normalised
 
 FLOOR_TEXTS_MIN = 8
 
@@ -42,8 +42,8 @@ def score_example(base: Base, adapter: Adapter, index: Index, example: Example) 
     shapes, found = example_gradients(base, adapter, [example])
     if shapes != index.header.shapes:
         raise WrongIndex("the index has factors of other names or shapes")
-    bases, weights = index.factor_bases(base.device), index.factor_weights(base.device)
-    gradients = turned(normalised(found), bases)
+    gradients = index.turning(base.device).turned(normalised(found))
+    weights = index.factor_weights(base.device)
     whitened = [g * w for g, w in zip(gradients, weights, strict=True)]
     query, norm = integer_query(whitened)
     leading = np.array(index.leaders) == np.arange(index.record_count)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attribution.adapter import Adapter, LoraModule, group_spans
-from attribution.decoder import Bound, Visited, backward, check_ids, cross_entropy, forward, head
+from attribution.decoder import Visited, backward, check_ids, cross_entropy, forward, head
 from attribution.errors import BadTokens, ContextTooLong
 from attribution.exact.backends import fused_serves
 from attribution.exact.bits import row_power
@@ -23,7 +23,7 @@ from attribution.exact.elementary import divide_, sqrt
 from attribution.exact.random import permutation, uniform_floats
 from attribution.exact.reductions import SQUARE_BITS, round_to
 from attribution.heap import keep_heap
-from attribution.linear import Lora, contract, pack
+from attribution.linear import Bound, Lora, contract, pack
 from attribution.model import GROUPS, Base, module_name
 from attribution.recipe import MICRO, Recipe
 

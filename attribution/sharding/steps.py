@@ -46,15 +46,14 @@ from attribution.sharding.task import Opened, open_task
 from attribution.signs import COORDINATES_MAX
 from attribution.whitening import (
     RECORDS_MAX,
-    Bases,
     FactorShape,
+    Turning,
     bases_count,
     example_gradients,
     moments,
     normalised,
     split_bases,
     squares,
-    turned,
 )
 
 STEPS = ("gradients", "squares", "rows")
@@ -134,8 +133,8 @@ def perform(folder: Path, call: Call, device: str = "cpu") -> str:
     found = Moments.read(folder, call.shard, call.inputs[1])
     shapes = found.header.shapes
     flat = np.frombuffer(read_file(folder / "bases.bin", call.inputs[2], BASES_BYTES_MAX), "<f4")
-    bases = split_bases(flat, shapes, opened.base.device)
-    parts = _turned_parts(folder, call.shard, opened, found, bases)
+    turning = Turning(split_bases(flat, shapes, opened.base.device), shapes)
+    parts = _turned_parts(folder, call.shard, opened, found, turning)
     if call.step == "squares":
         return _squares(folder, call.shard, opened, shapes, parts)
     flat = np.frombuffer(read_file(folder / "weights.bin", call.inputs[3], WEIGHTS_BYTES_MAX), "<f4")
@@ -178,7 +177,7 @@ def _gradients(folder: Path, shard: int, opened: Opened) -> str:
 
 
 def _turned_parts(
-    folder: Path, shard: int, opened: Opened, moments: Moments, bases: Sequence[Bases]
+    folder: Path, shard: int, opened: Opened, moments: Moments, turning: Turning
 ) -> Iterator[tuple[range, list[Tensor]]]:
     """Every part with its turned gradients, read from the shard's file, part after part, and checked."""
     shapes, parts = moments.header.shapes, shard_parts(opened, shard)
@@ -191,7 +190,7 @@ def _turned_parts(
                 data = bytearray(len(part) * record_bytes)
                 if file.readinto(data) != len(data) or digest_of(memoryview(data)) != digest:
                     raise ShardFileWrong(f"gradients-{shard}.bin is not what was written")
-                yield part, turned(normalised(_factors(data, len(part), shapes, opened)), bases)
+                yield part, turning.turned(normalised(_factors(data, len(part), shapes, opened)))
     except FileNotFoundError as error:
         raise ShardFileWrong(f"gradients-{shard}.bin: {error.strerror}") from error
 

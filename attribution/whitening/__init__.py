@@ -12,12 +12,12 @@ elementwise arithmetic rounded once (docs/attribution.md, "Whitening", states ev
 from attribution.whitening.bases import (
     MOMENT_EXAMPLES_MAX,
     Bases,
+    Turning,
     bases_count,
     bases_of,
     flat_bases,
     moments,
     split_bases,
-    turned,
 )
 from attribution.whitening.gradients import (
     RANK_MAX,
@@ -38,6 +38,7 @@ __all__ = [
     "WIDE_MAX",
     "Bases",
     "FactorShape",
+    "Turning",
     "bases_count",
     "bases_of",
     "example_gradients",
@@ -48,6 +49,5 @@ __all__ = [
     "normalised",
     "split_bases",
     "squares",
-    "turned",
     "weights",
 ]

@@ -20,7 +20,10 @@ from attribution.whitening.wide import WIDE_TURNED_MAX, wide_bases
 MOMENT_EXAMPLES_MAX = 1 << 12
 """Examples of one call of `moments`, whose sums are then exact in binary64."""
 
-Numbers = npt.NDArray[np.float32] | npt.NDArray[np.int64]
+_DOUBLES_KEPT_MAX = 1 << 22
+"""Integers of the wide bases of one shape that are kept as binary64, as they are needed: 32 MiB. More are kept as binary32."""
+_NUMBERS_AT_ONCE = 1 << 20
+"""Of factors of one shape that are turned in one call: about 40 MiB for the work on them, unless one factor alone has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,37 +96,66 @@ def _split(flat: Tensor, shape: FactorShape) -> tuple[Tensor, Tensor | None]:
     return flat[:square].view(shape.rank, shape.rank), wide
 
 
-def turned(gradients: Sequence[Tensor], bases: Sequence[Bases]) -> list[Tensor]:
-    """Every factor (examples, wide, rank) times its bases, ``wide (G narrow)``, both products as `exact.matmul` defines them."""
-    rotated = rotated_narrow(gradients, [b.narrow for b in bases])
-    return [g if b.wide is None else _turned_wide(g, b.wide) for g, b in zip(rotated, bases, strict=True)]
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """Factors of one shape: their places, and their bases as integers and powers of two, stacked; the wide ones transposed."""
+
+    places: tuple[int, ...]
+    narrow: tuple[Tensor, Tensor]
+    wide: tuple[Tensor, Tensor] | None
 
 
-def rotated_narrow(gradients: Sequence[Tensor], bases: Sequence[Tensor]) -> list[Tensor]:
-    """Every factor (examples, wide, rank) times its basis (rank, rank), as `exact.matmul` defines; same shapes.
+class Turning:
+    """All factors' bases, quantised once and grouped by shape: what turns gradients."""
 
-    Rows of all factors are quantised together, which changes nothing: a row's exponent is its own. Ranks may differ
-    between factors only in principle (an adapter has one); then each factor goes alone.
-    """
-    if len({g.shape[2] for g in gradients}) > 1:
-        return [rotated_narrow([g], [b])[0] for g, b in zip(gradients, bases, strict=True)]
-    rank, sizes = gradients[0].shape[2], [g.shape[0] * g.shape[1] for g in gradients]
-    q, e = exact.quantise(torch.cat([g.reshape(-1, rank) for g in gradients]))
-    scales = torch.split(pow2(e), sizes)
-    out = []
-    for part, scale, basis, g in zip(torch.split(q.double(), sizes), scales, bases, gradients, strict=True):
-        qb, eb = exact.quantise(basis, 0)
-        product = torch.mm(part, qb.double()).float().mul_(scale).mul_(pow2(eb))
-        out.append(product.add_(0.0).view(g.shape))
-    return out
+    def __init__(self, bases: Sequence[Bases], shapes: Sequence[FactorShape]) -> None:
+        self._alike = []
+        for wide, rank in sorted({(s.wide, s.rank) for s in shapes}):
+            places = tuple(f for f, s in enumerate(shapes) if (s.wide, s.rank) == (wide, rank))
+            narrow = _quantised(torch.stack([bases[f].narrow for f in places]), 1)
+            sides = [side for f in places if (side := bases[f].wide) is not None]
+            self._alike.append(_Alike(places, narrow, _turning_wide(sides) if sides else None))
+
+    def turned(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Every factor (examples, wide, rank) times its bases, ``wide (G narrow)``, both products as `exact.matmul` defines them."""
+        out = list(gradients)
+        for alike in self._alike:
+            at_once = max(1, _NUMBERS_AT_ONCE // max(1, gradients[alike.places[0]].numel()))
+            for start in range(0, len(alike.places), at_once):
+                chosen = slice(start, start + at_once)
+                found = _rotated(
+                    torch.stack([gradients[f] for f in alike.places[chosen]]), alike.narrow, chosen
+                )
+                if alike.wide is not None:
+                    found = _turned_wide(found, alike.wide, chosen)
+                for f, turned in zip(alike.places[chosen], found, strict=True):
+                    out[f] = turned
+        return out
 
 
-def _turned_wide(gradient: Tensor, basis: Tensor) -> Tensor:
-    """``basis`` (wide, wide) times every example's factor: 14-bit numbers, sums of at most 2^26 wide, one rounding."""
-    examples, wide, rank = gradient.shape
-    q, e = exact.quantise(gradient, 1)
-    qb, eb = exact.quantise(basis)
-    # One product for all examples: (wide, wide) by (wide, examples * rank).
-    side_by_side = q.double().permute(1, 0, 2).reshape(wide, examples * rank)
-    product = torch.mm(qb.double(), side_by_side).view(wide, examples, rank).permute(1, 0, 2)
-    return product.float().mul_(pow2(e)).mul_(pow2(eb)).add_(0.0).contiguous()
+def _quantised(bases: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    q, e = exact.quantise(bases, dim)
+    return q, pow2(e)
+
+
+def _turning_wide(sides: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    # Transposed, because few rows times a matrix take two thirds of the time of a matrix times few columns.
+    q, scale = _quantised(torch.stack(list(sides)).transpose(1, 2).contiguous(), 1)
+    return q.double() if q.numel() <= _DOUBLES_KEPT_MAX else q, scale
+
+
+def _rotated(g: Tensor, narrow: tuple[Tensor, Tensor], chosen: slice) -> Tensor:
+    """Factors (factors, examples, wide, rank) times their bases (rank, rank): sums of at most 2^26 rank, one rounding."""
+    q, e = exact.quantise(g)
+    product = torch.bmm(q.double().flatten(1, 2), narrow[0][chosen].double()).float().view(g.shape)
+    return product.mul_(pow2(e)).mul_(narrow[1][chosen, None]).add_(0.0)
+
+
+def _turned_wide(g: Tensor, wide: tuple[Tensor, Tensor], chosen: slice) -> Tensor:
+    """Bases (wide, wide) times factors (factors, examples, wide, rank): sums of at most 2^26 wide, one rounding."""
+    g = g.transpose(2, 3).contiguous()
+    q, e = exact.quantise(g)
+    # One product a factor for all examples: (examples * rank, wide) by (wide, wide).
+    product = torch.bmm(q.double().flatten(1, 2), wide[0][chosen].double()).float().view(g.shape)
+    product.mul_(pow2(e)).mul_(wide[1][chosen, None]).add_(0.0)
+    return product.transpose(2, 3).contiguous()

@@ -40,7 +40,7 @@ from attribution.shares import Scores, attribute
 from attribution.signs import integer_query, mean_magnitudes
 from attribution.sketch import sketch_query, sketch_rows, sketched
 from attribution.spans import SpanIndex
-from attribution.whitening import example_gradients, moments, normalised, split_bases, squares, turned
+from attribution.whitening import example_gradients, moments, normalised, split_bases, squares
 from attribution.whitening.gradients import GRID_BITS, STRENGTH
 from tests.vectors import attribution_cases
 from tests.vectors.attribution_cases import Step, array
@@ -234,7 +234,7 @@ def _exponents(gradients: Sequence[Tensor]) -> list[int]:
 def _whitened(gradients: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Turned and whitened coordinates by the index's bases and weights."""
     index, cpu = _index_of(), torch.device("cpu")
-    found = turned(normalised(gradients), index.factor_bases(cpu))
+    found = index.turning(cpu).turned(normalised(gradients))
     return found, [x * w for x, w in zip(found, index.factor_weights(cpu), strict=True)]
 
 

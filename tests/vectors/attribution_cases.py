@@ -24,7 +24,7 @@ from attribution.shares import Scores, attribute
 from attribution.signs import integer_scales, pack_signs
 from attribution.sketch import sketch_query
 from attribution.spans import SpanIndex
-from attribution.whitening import FactorShape, bases_of, moments, normalised, squares, turned, weights
+from attribution.whitening import FactorShape, Turning, bases_of, moments, normalised, squares, weights
 from attribution.whitening.narrow import eigenvectors
 from attribution.whitening.rounding import rounded
 from attribution.whitening.wide import wide_bases
@@ -309,7 +309,7 @@ def _whitening() -> list[Step]:
             {
                 "moments": {"narrow": array(total.view(1, 1))},
                 "bases": {"narrow": array(bases.narrow)},
-                "turned": array(turned(normalised([gradient]), [bases])[0]),
+                "turned": array(Turning([bases], [shape]).turned(normalised([gradient]))[0]),
             },
         ),
         ("case_squared", "sums over the examples of `turned`", array(summed)),

@@ -27,12 +27,12 @@ from attribution.sketch import sketch_query, sketch_rows, sketched
 from attribution.spans import SpanIndex
 from attribution.whitening import (
     FactorShape,
+    Turning,
     bases_of,
     example_gradients,
     moments,
     normalised,
     squares,
-    turned,
     weights,
 )
 from attribution.whitening.gradients import STRENGTH
@@ -191,7 +191,7 @@ def test_both_implementations_whiten_alike(seed: int, sizes: list[tuple[int, int
     gradients = drawn(seed, sizes, count)
     shapes = [FactorShape(f"{number}.B", *size) for number, size in enumerate(sizes)]
     ours = bases_of([moments(g) for g in gradients], shapes)
-    coordinates = turned(normalised(gradients), ours)
+    coordinates = Turning(ours, shapes).turned(normalised(gradients))
     found = [weights(squares(c)) for c in coordinates]
     whitened = [c * w for c, w in zip(coordinates, found, strict=True)]
 

@@ -20,6 +20,7 @@ from attribution.whitening import (
     RECORDS_MAX,
     WIDE_MAX,
     FactorShape,
+    Turning,
     bases_of,
     example_gradients,
     factor_gradients,
@@ -29,7 +30,6 @@ from attribution.whitening import (
     normalised,
     split_bases,
     squares,
-    turned,
     weights,
 )
 from attribution.whitening.gradients import STRENGTH
@@ -132,11 +132,23 @@ def test_turning_is_the_exact_product_with_both_bases() -> None:
     batch = random_batch(3, [4, 2, 5])
     gradients, shapes = factor_gradients(batch), factor_shapes(batch)
     bases = bases_of([moments(g) for g in gradients], shapes)
-    for g, b, found in zip(gradients, bases, turned(gradients, bases), strict=True):
+    for g, b, found in zip(gradients, bases, Turning(bases, shapes).turned(gradients), strict=True):
         assert b.wide is not None
         once = exact.matmul(g.reshape(-1, 4), b.narrow).view(g.shape)
         for i, example in enumerate(once):
             assert found[i].equal(exact.matmul(b.wide, example))
+
+
+def test_how_many_factors_are_taken_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch(8, [3, 1, 4])
+    gradients, shapes = factor_gradients(batch), factor_shapes(batch)
+    turning = Turning(bases_of([moments(g) for g in gradients], shapes), shapes)
+    expected = turning.turned(gradients)
+    for room in (1, 200):
+        monkeypatch.setattr("attribution.whitening.gradients._NUMBERS_AT_ONCE", room)
+        monkeypatch.setattr("attribution.whitening.bases._NUMBERS_AT_ONCE", room)
+        assert all(a.equal(b) for a, b in zip(factor_gradients(batch), gradients, strict=True))
+        assert all(a.equal(b) for a, b in zip(turning.turned(gradients), expected, strict=True))
 
 
 def test_bases_lie_in_their_file_as_they_are() -> None:
@@ -263,7 +275,7 @@ def test_a_side_too_wide_is_not_turned() -> None:
     assert found.numel() == 4
     (basis,) = bases_of([found], [shape])
     assert basis.wide is None
-    (result,) = turned([gradient], [basis])
+    (result,) = Turning([basis], [shape]).turned([gradient])
     assert result.equal(exact.matmul(gradient.reshape(-1, 2), basis.narrow).view(gradient.shape))
 
 
