@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.codec import ARRAYS_MAX, DEPTH_MAX, ELEMENTS_MAX, decode, encode
+from consensus.codec import ARRAYS_MAX, DEPTH_MAX, ELEMENTS_MAX, SHORT_BYTES_MAX, decode, encode
 from consensus.digest import digest
 from consensus.errors import CodecError
 from tests.fuzz.mutation import pack
@@ -160,14 +160,16 @@ def test_every_first_byte_and_every_width_of_header_is_read_in_its_shortest_form
     assert accepted == set(range(256)) - never
 
 
-def test_no_form_is_read_inside_an_array_that_is_not_read_alone() -> None:
+@pytest.mark.parametrize("beside", [b"z", bytes(SHORT_BYTES_MAX)], ids=["short", "long"])
+def test_no_form_is_read_inside_an_array_that_is_not_read_alone(beside: bytes) -> None:
+    """Short ones are decoded and then looked at, long ones walked before."""
     for data, meaning in FORMS:
-        inside = b"\x93\x01" + data + b"\xc4\x01z"
+        inside = b"\x93\x01" + data + encode(beside)
         if meaning is REFUSED:
             with pytest.raises(CodecError):
                 decode(inside, BYTES_MAX, BYTES_MAX)
         else:
-            assert decode(inside, BYTES_MAX, BYTES_MAX) == [1, meaning, b"z"]
+            assert decode(inside, BYTES_MAX, BYTES_MAX) == [1, meaning, beside]
 
 
 def test_every_form_is_refused_when_cut_anywhere_near_its_ends_or_followed_by_anything() -> None:
@@ -275,8 +277,10 @@ def test_limits() -> None:
     assert decode(encode(nested(DEPTH_MAX)), 100) == nested(DEPTH_MAX)
     with pytest.raises(CodecError):
         encode(nested(DEPTH_MAX + 1))
-    with pytest.raises(CodecError):
-        decode(msgpack.packb(nested(DEPTH_MAX + 1)), 100)
+    for beside in (b"", bytes(SHORT_BYTES_MAX)):
+        assert decode(encode([beside, nested(DEPTH_MAX - 1)]), 1000) == [beside, nested(DEPTH_MAX - 1)]
+        with pytest.raises(CodecError):
+            decode(msgpack.packb([beside, nested(DEPTH_MAX)]), 1000)
     data = encode([0] * 100)
     assert decode(data, len(data), elements_max=101) == [0] * 100
     with pytest.raises(CodecError):
