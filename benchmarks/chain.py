@@ -21,9 +21,9 @@ from node.devnet.ports import free_ports
 from node.devnet.processes import Child, child_environment, last_lines, spawn
 from node.home import Home, create_home
 from node.keys import load_seed, public_key, store_seed
+from node.ledger.entries import ValidatorEntry
 from node.ledger.genesis import chain_id, genesis_to_dict, make_genesis
 from node.ledger.params import OPEN, Params
-from node.ledger.state import ValidatorEntry
 from node.network.address import PeerAddress, peer_id_of_seed
 from node.startup import BEACON_REVEALS
 

@@ -28,11 +28,11 @@ from node.executor import Recent, Remembering, SharedVerifier, tell_apart
 from node.ledger.accumulator import Accumulator, encode_accumulator
 from node.ledger.batch import Batch, decode_batch, make_batch
 from node.ledger.block import BlockContext, BlockOutcome
+from node.ledger.entries import ValidatorEntry
 from node.ledger.execute import execute_block
 from node.ledger.genesis import Genesis, chain_id, make_genesis
 from node.ledger.params import Params
 from node.ledger.reading import TransactionReader
-from node.ledger.state import ValidatorEntry
 from node.mempool import Mempool, Pooled
 from node.rpc.methods import METHODS
 from node.rpc.protocol import answer

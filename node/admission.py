@@ -12,8 +12,9 @@ from node.duties import is_owed
 from node.executor import ExecutedBlock, Executor, SharedVerifier
 from node.ledger.admission import mempool_check_unsigned
 from node.ledger.bodies import DUTY_KINDS, STORED_KINDS, AttestCommit, AttestOpen, Held
+from node.ledger.entries import ACCOUNT, PARAMS_KEY, Account
 from node.ledger.errors import InvalidCode, InvalidTransactionError, LedgerError
-from node.ledger.state import ACCOUNT, PARAMS_KEY, Account, get_account
+from node.ledger.state import get_account
 from node.ledger.transaction import Transaction
 from node.mempool import Mempool, Pooled
 from node.storage.chain import ChainStore

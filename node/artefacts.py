@@ -17,10 +17,12 @@ import structlog
 import trio
 
 from node.fetch import Fetcher
+from node.ledger.entries import Adapter, Inference
 from node.ledger.erasure import remaining_name
 from node.ledger.openings import Opening
+from node.ledger.overlay import StateReader
 from node.ledger.results import AuditResult
-from node.ledger.state import Adapter, Inference, StateReader, get_params
+from node.ledger.state import get_params
 from node.recompute.jobs import (
     AuditDone,
     AuditJob,

@@ -14,8 +14,9 @@ from node.ledger.batch import decode_batch
 from node.ledger.block import Receipt, ReceiptStatus, decode_receipt
 from node.ledger.bodies import BODIES
 from node.ledger.errors import MalformedError
+from node.ledger.overlay import StateReader
 from node.ledger.reading import TransactionReader
-from node.ledger.state import StateReader, get_account, get_inference
+from node.ledger.state import get_account, get_inference
 from node.metrics import Metrics
 from node.observe import not_ready_reason, standing_of
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView

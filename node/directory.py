@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from consensus.crypto import public_key
 from consensus.validators import ValidatorSet as ConsensusValidators
+from node.ledger.entries import ValidatorSet
 from node.ledger.epochs import consensus_set
-from node.ledger.state import ValidatorSet
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,23 +17,21 @@ from node.directory import Identity
 from node.errors import NodeError
 from node.fetch import Fetcher
 from node.ledger.bodies import AttestCommit, AttestOpen, Body, Held
-from node.ledger.errors import LedgerError, MalformedError
-from node.ledger.fields import from_bytes
-from node.ledger.openings import Opening, decode_opening, output_commitment, prompt_commitment
-from node.ledger.queries import artefacts_to_hold, audits_owed
-from node.ledger.results import AuditResult, AuditStatus, attestation_commitment, audit_result_hash
-from node.ledger.state import (
+from node.ledger.entries import (
     INFERENCE,
     OPEN_MAX,
     VALUE_BYTES_MAX,
     ArtefactStatus,
     Inference,
     InferenceStatus,
-    StateReader,
-    get_adapter,
-    get_base,
-    get_inference,
 )
+from node.ledger.errors import LedgerError, MalformedError
+from node.ledger.fields import from_bytes
+from node.ledger.openings import Opening, decode_opening, output_commitment, prompt_commitment
+from node.ledger.overlay import StateReader
+from node.ledger.queries import artefacts_to_hold, audits_owed
+from node.ledger.results import AuditResult, AuditStatus, attestation_commitment, audit_result_hash
+from node.ledger.state import get_adapter, get_base, get_inference
 from node.ledger.transaction import encode_transaction, sign_transaction
 from node.recompute.jobs import WorkerProtocolError
 from node.recompute.process import WorkerBusy

@@ -27,9 +27,11 @@ from consensus.types import (
 )
 from consensus.validators import ValidatorSet as ConsensusValidators
 from consensus.verify import Context, verify_handover
+from node.ledger.entries import VALIDATORS_MAX, ValidatorSet
 from node.ledger.epochs import consensus_set, reveals_at
 from node.ledger.fields import from_bytes, to_bytes
-from node.ledger.state import VALIDATORS_MAX, StateReader, ValidatorSet, get_validators
+from node.ledger.overlay import StateReader
+from node.ledger.state import get_validators
 from node.storage.chain import ChainStore
 from node.storage.errors import StorageError
 

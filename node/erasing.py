@@ -18,11 +18,12 @@ import trio
 
 from node.artefacts import Artefacts
 from node.executor import ExecutedBlock
+from node.ledger.entries import CONTRIBUTION, VALUE_BYTES_MAX, Contribution
 from node.ledger.erased import erase_records, read_remaining
 from node.ledger.erasure import ERASURES, Erasures, get_erasures, remaining_name
 from node.ledger.errors import LedgerError, MalformedError
 from node.ledger.fields import from_bytes
-from node.ledger.state import CONTRIBUTION, VALUE_BYTES_MAX, Contribution, get_adapter
+from node.ledger.state import get_adapter
 from node.recompute.jobs import WorkerProtocolError
 from node.recompute.process import WorkerBusy
 from node.storage.blobs import BlobStore, blob_digest

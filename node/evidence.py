@@ -16,7 +16,8 @@ from node.errors import NodeError
 from node.ledger.bodies import EvidenceSubmit
 from node.ledger.errors import LedgerError
 from node.ledger.evidence import is_punishable
-from node.ledger.state import StateReader, get_params, get_validators
+from node.ledger.overlay import StateReader
+from node.ledger.state import get_params, get_validators
 from node.ledger.transaction import encode_transaction, fee_estimate, sign_transaction
 
 log = structlog.get_logger(__name__)

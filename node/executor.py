@@ -20,10 +20,11 @@ from node.ledger.accumulator import Accumulator, decode_accumulator, encode_accu
 from node.ledger.batch import Batch, decode_batch
 from node.ledger.blobs import REFERRING, blob_referred
 from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, SystemCode
+from node.ledger.entries import ACCOUNT, VALIDATORS_KEY
 from node.ledger.execute import execute_block
+from node.ledger.overlay import StateReader
 from node.ledger.reading import TransactionReader
 from node.ledger.stakes import CANDIDATES_KEY, NEXT_VALIDATORS_KEY
-from node.ledger.state import ACCOUNT, VALIDATORS_KEY, StateReader
 from node.snapshot.making import Maker
 from node.storage.chain import ChainStore, ExecutedHead, Outcome
 from node.storage.errors import StorageError

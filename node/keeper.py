@@ -17,8 +17,8 @@ from node.config import StorageSection
 from node.executor import ExecutedBlock
 from node.ledger.batch import decode_batch
 from node.ledger.blobs import REFERRING, blob_named, blob_referred
+from node.ledger.entries import CONTRIBUTION
 from node.ledger.errors import LedgerError
-from node.ledger.state import CONTRIBUTION
 from node.ledger.transaction import decode_transaction
 from node.storage.blobs import BlobStore, LooseLimits, Note
 from node.storage.chain import ChainStore

@@ -2,7 +2,7 @@
 
 from node.config import Config
 from node.directory import Identity
-from node.ledger.state import ValidatorSet
+from node.ledger.entries import ValidatorSet
 from node.network import Limits, NetworkConfig, PeerAddress
 from node.wire import Topic
 

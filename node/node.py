@@ -33,8 +33,9 @@ from node.fetch import Fetcher
 from node.home import Home, write_atomic
 from node.intake import Intake
 from node.keeper import Keeper, loose_limits
+from node.ledger.entries import ValidatorSet
 from node.ledger.genesis import Genesis, chain_id
-from node.ledger.state import ValidatorSet, get_inference
+from node.ledger.state import get_inference
 from node.membership import Membership
 from node.mempool import Mempool
 from node.metrics import Metrics

@@ -15,9 +15,9 @@ from consensus.safety import SafetyRecord, record_from_bytes
 from node.epochs import Epochs, first_row
 from node.errors import NodeError
 from node.home import Home, lock_home
+from node.ledger.entries import ValidatorSet
 from node.ledger.epochs import reveals_at
 from node.ledger.errors import LedgerError
-from node.ledger.state import ValidatorSet
 from node.pruning import subjects_of
 from node.snapshot.files import Shelf
 from node.snapshot.format import chunk_digest, lthash_of_rows

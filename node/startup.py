@@ -20,9 +20,9 @@ from node.errors import ConfigInvalid
 from node.home import Home, write_atomic
 from node.keys import PlainKey, check_folder, load_seed, read_key
 from node.ledger.accumulator import Accumulator, accumulator_root, encode_accumulator
+from node.ledger.entries import ValidatorSet
 from node.ledger.genesis import Genesis, chain_id, genesis_from_dict, genesis_state
 from node.ledger.lthash import lthash_of, state_digest
-from node.ledger.state import ValidatorSet
 from node.passphrase import node_unlock
 from node.storage.chain import ChainStore, ExecutedHead
 from node.storage.errors import SafetyRecordUnusable, StorageError

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.ledger.entries import Adapter
 from node.ledger.erasure import Erasures, get_erasures
+from node.ledger.overlay import StateReader
 from node.ledger.queries import RecordOwner, adapter_records
-from node.ledger.state import Adapter, StateReader
 from node.recompute.jobs import Gap
 
 

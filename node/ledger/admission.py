@@ -5,8 +5,9 @@ from __future__ import annotations
 from consensus.crypto import verify
 from node.ledger.bodies import DUTY_KINDS
 from node.ledger.errors import InvalidCode, InvalidTransactionError
+from node.ledger.overlay import StateReader
 from node.ledger.params import Params
-from node.ledger.state import StateReader, get_account, get_params, get_validators
+from node.ledger.state import get_account, get_params, get_validators
 from node.ledger.transaction import (
     SignatureCheck,
     Transaction,

@@ -26,12 +26,7 @@ from dataclasses import replace
 
 from node.ledger.block import Receipt, SystemCode
 from node.ledger.bodies import AttestCommit, AttestOpen
-from node.ledger.environment import Environment, event
-from node.ledger.errors import InvalidCode, InvalidTransactionError
-from node.ledger.results import PROVIDER_FAULTS, AuditResult, AuditStatus, attestation_commitment
-from node.ledger.serving import existing, put_deadline, schedule
-from node.ledger.settlement import refund, settle, slash
-from node.ledger.state import (
+from node.ledger.entries import (
     AUDITS_KEY,
     INFERENCE,
     Deadline,
@@ -39,11 +34,15 @@ from node.ledger.state import (
     Inference,
     InferenceStatus,
     Opened,
-    Overlay,
     ValidatorSet,
-    get_deadlines,
-    get_inference,
 )
+from node.ledger.environment import Environment, event
+from node.ledger.errors import InvalidCode, InvalidTransactionError
+from node.ledger.overlay import Overlay
+from node.ledger.results import PROVIDER_FAULTS, AuditResult, AuditStatus, attestation_commitment
+from node.ledger.serving import existing, put_deadline, schedule
+from node.ledger.settlement import refund, settle, slash
+from node.ledger.state import get_deadlines, get_inference
 
 
 def _not_owed(reason: str, inference: bytes) -> InvalidTransactionError:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from node.ledger.bodies import AdapterPublish, Body, ContributionSubmit, InferenceReveal
-from node.ledger.erasure import ERASURES, Erasures, remaining_name
-from node.ledger.fields import from_bytes
-from node.ledger.state import (
+from node.ledger.entries import (
     ADAPTER,
     CONTRIBUTION,
     INFERENCE,
@@ -16,6 +14,8 @@ from node.ledger.state import (
     Inference,
     InferenceStatus,
 )
+from node.ledger.erasure import ERASURES, Erasures, remaining_name
+from node.ledger.fields import from_bytes
 
 REFERRING = (CONTRIBUTION, ERASURES, ADAPTER, INFERENCE)
 """Prefixes of the keys under which a record may name a blob."""

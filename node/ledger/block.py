@@ -9,8 +9,8 @@ from enum import IntEnum
 from attribution.merkle import merkle_proof, merkle_root
 from consensus.codec import encode_known
 from node.ledger.accumulator import Accumulator
+from node.ledger.entries import PAYOUTS_MAX, Payout
 from node.ledger.fields import fixed, from_bytes, many, nested, pack, text, uint
-from node.ledger.state import PAYOUTS_MAX, Payout
 
 RECEIPT_BYTES_MAX = 256 << 10
 CODE_BYTES_MAX = 64

@@ -6,19 +6,12 @@ from dataclasses import replace
 
 from node.ledger.block import Receipt
 from node.ledger.bodies import ContributionSubmit, DatanetCreate
+from node.ledger.entries import CONTRIBUTION, DATANET, DATANET_ENTRY, RECORDS_ROOT, Contribution, Datanet
 from node.ledger.environment import Environment
 from node.ledger.errors import FailedTransactionError, FailureCode
 from node.ledger.order import note_contribution
-from node.ledger.state import (
-    CONTRIBUTION,
-    DATANET,
-    DATANET_ENTRY,
-    RECORDS_ROOT,
-    Contribution,
-    Datanet,
-    Overlay,
-    get_datanet,
-)
+from node.ledger.overlay import Overlay
+from node.ledger.state import get_datanet
 
 
 def datanet_entry_key(datanet: bytes, number: int) -> bytes:

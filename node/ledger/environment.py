@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node.ledger.block import BlockContext, Receipt, ReceiptStatus
+from node.ledger.entries import Payout, ValidatorSet
 from node.ledger.params import Params
-from node.ledger.state import Payout, ValidatorSet
 from node.ledger.transaction import SignatureCheck
 
 

@@ -20,10 +20,20 @@ from consensus.digest import digest
 from consensus.validators import Validator, make_validator_set
 from consensus.validators import ValidatorSet as ConsensusValidators
 from node.ledger.block import Receipt, SystemCode
+from node.ledger.entries import (
+    BEACON,
+    VALIDATORS_KEY,
+    VALIDATORS_MAX,
+    Payout,
+    Role,
+    ValidatorEntry,
+    ValidatorSet,
+)
 from node.ledger.environment import Environment, event
 from node.ledger.errors import ExecutionError
 from node.ledger.fields import to_bytes
 from node.ledger.money import return_stake
+from node.ledger.overlay import Overlay, StateReader
 from node.ledger.results import HASH_BYTES
 from node.ledger.stakes import (
     EPOCH_KEY,
@@ -45,18 +55,7 @@ from node.ledger.stakes import (
     get_unbonders,
     put_stake,
 )
-from node.ledger.state import (
-    BEACON,
-    VALIDATORS_KEY,
-    VALIDATORS_MAX,
-    Overlay,
-    Payout,
-    Role,
-    StateReader,
-    ValidatorEntry,
-    ValidatorSet,
-    get_reveal,
-)
+from node.ledger.state import get_reveal
 
 ACTIVE, INACTIVE, FAILED = 100, 10, 1
 """Leader's weight for each unit of stake (Aptos' values): proposed, did not, missed more rounds than it proposed."""

@@ -19,25 +19,14 @@ from dataclasses import dataclass, field, replace
 from consensus.digest import digest
 from node.ledger.block import Receipt, SystemCode
 from node.ledger.bodies import RecordsErase
+from node.ledger.entries import ARTEFACTS_KEY, AUDITS_KEY, Contribution, Deadline, Deadlines
 from node.ledger.environment import Environment, event
 from node.ledger.errors import ExecutionError, FailedTransactionError, FailureCode
 from node.ledger.fields import fixed, many, nested, uint
+from node.ledger.overlay import Overlay, StateReader
 from node.ledger.records import RECORDS_MAX
 from node.ledger.results import HASH_BYTES
-from node.ledger.state import (
-    ARTEFACTS_KEY,
-    AUDITS_KEY,
-    Contribution,
-    Deadline,
-    Deadlines,
-    Overlay,
-    StateReader,
-    get_contribution,
-    get_deadlines,
-    get_draws,
-    get_inference,
-    read,
-)
+from node.ledger.state import get_contribution, get_deadlines, get_draws, get_inference, read
 
 ERASURES, ERASURES_KEY = b"t/", b"q/erasures"
 ERASURES_PENDING_MAX = 256

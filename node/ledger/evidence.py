@@ -8,9 +8,11 @@ from consensus.errors import CodecError
 from consensus.evidence import InvalidEvidence, Offence, evidence_from_bytes, verify_evidence
 from node.ledger.block import Receipt, SystemCode
 from node.ledger.bodies import EvidenceSubmit
+from node.ledger.entries import ValidatorSet
 from node.ledger.environment import Environment, event
 from node.ledger.errors import FailedTransactionError, FailureCode
 from node.ledger.money import burn_stake
+from node.ledger.overlay import Overlay, StateReader
 from node.ledger.params import PPM
 from node.ledger.stakes import (
     EPOCH_KEY,
@@ -25,14 +27,7 @@ from node.ledger.stakes import (
     put_stake,
 )
 from node.ledger.staking import require_epochs
-from node.ledger.state import (
-    Overlay,
-    StateReader,
-    ValidatorSet,
-    get_head,
-    get_params,
-    get_validators,
-)
+from node.ledger.state import get_head, get_params, get_validators
 
 
 def submit_evidence(

@@ -21,6 +21,7 @@ from node.ledger.batch import (
 )
 from node.ledger.block import BlockContext, BlockOutcome, Receipt, ReceiptStatus, encode_receipt
 from node.ledger.bodies import DUTY_KINDS, ContributionSubmit, InferenceReveal
+from node.ledger.entries import ACCOUNT, BATCH_WINDOW, HEAD_KEY, PARAMS_KEY, Account, BatchWindow, Head
 from node.ledger.environment import Environment
 from node.ledger.epochs import check_epoch, end_epoch, next_validators_hash
 from node.ledger.erasure import end_erasures
@@ -34,19 +35,11 @@ from node.ledger.errors import (
 from node.ledger.lthash import apply_changes, state_digest
 from node.ledger.models import end_artefacts
 from node.ledger.money import credit, debit
+from node.ledger.overlay import Overlay, StateReader
 from node.ledger.reading import Read, read_transaction
 from node.ledger.results import TREASURY
 from node.ledger.serving import draw_audits
 from node.ledger.state import (
-    ACCOUNT,
-    BATCH_WINDOW,
-    HEAD_KEY,
-    PARAMS_KEY,
-    Account,
-    BatchWindow,
-    Head,
-    Overlay,
-    StateReader,
     get_account,
     get_batch_window,
     get_head,

@@ -21,19 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from consensus.digest import digest
-from node.ledger.errors import GenesisError, LedgerError
-from node.ledger.fields import U63_MAX, fixed, many, nested, row, text, to_bytes, uint, validate
-from node.ledger.params import (
-    AMOUNT_MAX,
-    DEFAULTS,
-    Params,
-    check_params,
-    params_from_dict,
-    params_to_dict,
-)
-from node.ledger.results import ADDRESS_BYTES, HASH_BYTES, TREASURY
-from node.ledger.stakes import genesis_stakes
-from node.ledger.state import (
+from node.ledger.entries import (
     ACCOUNT,
     BASE,
     HEAD_KEY,
@@ -49,6 +37,18 @@ from node.ledger.state import (
     ValidatorEntry,
     ValidatorSet,
 )
+from node.ledger.errors import GenesisError, LedgerError
+from node.ledger.fields import U63_MAX, fixed, many, nested, row, text, to_bytes, uint, validate
+from node.ledger.params import (
+    AMOUNT_MAX,
+    DEFAULTS,
+    Params,
+    check_params,
+    params_from_dict,
+    params_to_dict,
+)
+from node.ledger.results import ADDRESS_BYTES, HASH_BYTES, TREASURY
+from node.ledger.stakes import genesis_stakes
 
 CHAIN_NAME_BYTES_MAX = 64
 ACCOUNTS_MAX = 100_000

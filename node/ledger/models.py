@@ -6,11 +6,7 @@ from dataclasses import replace
 
 from node.ledger.block import Receipt, SystemCode
 from node.ledger.bodies import AdapterPublish, BaseRegister, Held
-from node.ledger.environment import Environment, event
-from node.ledger.erasure import erased_records
-from node.ledger.errors import FailedTransactionError, FailureCode, InvalidCode, InvalidTransactionError
-from node.ledger.order import first_out_of_order
-from node.ledger.state import (
+from node.ledger.entries import (
     ADAPTER,
     ADAPTER_HASH,
     ARTEFACTS_KEY,
@@ -20,12 +16,13 @@ from node.ledger.state import (
     BaseModel,
     Deadline,
     Deadlines,
-    Overlay,
-    get_adapter,
-    get_base,
-    get_contribution,
-    get_deadlines,
 )
+from node.ledger.environment import Environment, event
+from node.ledger.erasure import erased_records
+from node.ledger.errors import FailedTransactionError, FailureCode, InvalidCode, InvalidTransactionError
+from node.ledger.order import first_out_of_order
+from node.ledger.overlay import Overlay
+from node.ledger.state import get_adapter, get_base, get_contribution, get_deadlines
 
 RECORDS_PER_ADAPTER_MAX = 4_096
 """Records of one adapter: what a worker builds in its time. An index can hold more (attribution.whitening.RECORDS_MAX)."""

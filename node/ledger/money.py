@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from node.ledger.block import Receipt
 from node.ledger.bodies import Transfer
+from node.ledger.entries import ACCOUNT, SUPPLY_KEY, Account, Supply
 from node.ledger.environment import Environment
 from node.ledger.errors import ExecutionError, FailedTransactionError, FailureCode
-from node.ledger.state import ACCOUNT, SUPPLY_KEY, Account, Overlay, Supply, get_account, get_supply
+from node.ledger.overlay import Overlay
+from node.ledger.state import get_account, get_supply
 
 
 def credit(overlay: Overlay, address: bytes, amount: int) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from node.ledger.fields import uint
-from node.ledger.state import Overlay, StateReader, read
+from node.ledger.overlay import Overlay, StateReader
+from node.ledger.state import read
 
 NUMBER, COUNT_KEY = b"n/", b"g/contributions"
 

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.ledger.data import datanet_entry_key
-from node.ledger.errors import ExecutionError
-from node.ledger.state import (
+from node.ledger.entries import (
     ARTEFACTS_KEY,
     AUDITS_KEY,
     ArtefactStatus,
     Contribution,
     Inference,
     InferenceStatus,
-    StateReader,
+)
+from node.ledger.errors import ExecutionError
+from node.ledger.overlay import StateReader
+from node.ledger.state import (
     get_adapter,
     get_base,
     get_contribution,

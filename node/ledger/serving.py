@@ -7,12 +7,7 @@ from dataclasses import replace
 from consensus.digest import digest
 from node.ledger.block import Receipt, SystemCode
 from node.ledger.bodies import InferenceRecord, InferenceReveal, ProviderBond
-from node.ledger.environment import Environment, event
-from node.ledger.errors import ExecutionError, FailedTransactionError, FailureCode
-from node.ledger.money import bond, escrow
-from node.ledger.openings import Voucher, inference_id
-from node.ledger.params import PPB, PPM, Params
-from node.ledger.state import (
+from node.ledger.entries import (
     AUDITS_KEY,
     BEACON,
     DRAWS_KEY,
@@ -26,10 +21,17 @@ from node.ledger.state import (
     Draws,
     Inference,
     InferenceStatus,
-    Overlay,
     Provider,
     Reveal,
     VoucherSequence,
+)
+from node.ledger.environment import Environment, event
+from node.ledger.errors import ExecutionError, FailedTransactionError, FailureCode
+from node.ledger.money import bond, escrow
+from node.ledger.openings import Voucher, inference_id
+from node.ledger.overlay import Overlay
+from node.ledger.params import PPB, PPM, Params
+from node.ledger.state import (
     get_adapter,
     get_deadlines,
     get_draws,

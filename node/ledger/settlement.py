@@ -5,24 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from node.ledger.block import Receipt, SystemCode
+from node.ledger.entries import INFERENCE, PROVIDER, Inference, InferenceStatus, Payout, Role, ValidatorSet
 from node.ledger.environment import Environment, event
 from node.ledger.errors import ExecutionError
 from node.ledger.money import burn_bond, release, split
+from node.ledger.overlay import Overlay
 from node.ledger.params import PPM, Params
 from node.ledger.results import TREASURY, Shares
 from node.ledger.serving import land
-from node.ledger.state import (
-    INFERENCE,
-    PROVIDER,
-    Inference,
-    InferenceStatus,
-    Overlay,
-    Payout,
-    Role,
-    ValidatorSet,
-    get_adapter,
-    get_provider,
-)
+from node.ledger.state import get_adapter, get_provider
 
 
 def fee_parts(params: Params, fee: int) -> tuple[int, tuple[int, int, int, int]]:

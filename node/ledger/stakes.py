@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 from consensus.crypto import sign
 from consensus.digest import digest
 from node.ledger.bodies import PEER_ID_BYTES_MAX
+from node.ledger.entries import VALIDATORS_MAX, ValidatorSet
 from node.ledger.errors import ExecutionError
 from node.ledger.fields import fixed, many, nested, text, uint
+from node.ledger.overlay import Overlay, StateReader
 from node.ledger.results import ADDRESS_BYTES, HASH_BYTES
-from node.ledger.state import VALIDATORS_MAX, Overlay, StateReader, ValidatorSet, read
+from node.ledger.state import read
 
 CANDIDATES_MAX = 256
 UNBONDINGS_PER_ACCOUNT_MAX = 8

@@ -20,6 +20,7 @@ from node.ledger.bodies import (
 from node.ledger.environment import Environment, event
 from node.ledger.errors import ExecutionError, FailedTransactionError, FailureCode
 from node.ledger.money import lock_stake
+from node.ledger.overlay import Overlay
 from node.ledger.stakes import (
     CANDIDATES_KEY,
     CANDIDATES_MAX,
@@ -41,7 +42,6 @@ from node.ledger.stakes import (
     possession_digest,
     put_stake,
 )
-from node.ledger.state import Overlay
 
 
 def require_epochs(env: Environment) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 from node.ledger.block import Receipt, ReceiptStatus
 from node.ledger.bodies import Transfer
+from node.ledger.entries import ACCOUNT, Account
 from node.ledger.environment import Environment
 from node.ledger.errors import InvalidCode, InvalidTransactionError
+from node.ledger.overlay import Overlay
 from node.ledger.reading import ReadTransaction
-from node.ledger.state import ACCOUNT, Account, Overlay
 
 AtOnce = Callable[[ReadTransaction, int], Receipt | None]
 """(transaction, bytes it takes) -> receipt of a transfer that succeeded; None, with nothing changed, for anything else.

@@ -8,7 +8,7 @@ from typing import Any
 from node.ledger import audits, data, erasure, evidence, models, money, serving, staking
 from node.ledger.block import Receipt
 from node.ledger.environment import Environment
-from node.ledger.state import Overlay
+from node.ledger.overlay import Overlay
 
 Transition = Callable[[Overlay, Environment, bytes, Any, bytes], list[Receipt]]
 """(overlay, environment, sender, body, transaction hash) -> receipts of the ledger's own steps.

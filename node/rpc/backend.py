@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from node.ledger.block import Receipt
-from node.ledger.state import StateReader
+from node.ledger.overlay import StateReader
 from node.metrics import Metrics
 from node.spans.shelf import Found
 

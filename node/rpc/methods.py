@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any
 
-from node.ledger import stakes, state
+from node.ledger import overlay, stakes, state
 from node.ledger.erasure import get_erasures
 from node.ledger.queries import datanet_contributions
 from node.ledger.transaction import TRANSACTION_BYTES_MAX
@@ -125,7 +125,7 @@ async def _datanet_contributions(backend: Backend, arguments: Arguments) -> shap
 
 
 def _contributions(
-    reader: state.StateReader, identity: bytes, first: int, count: int
+    reader: overlay.StateReader, identity: bytes, first: int, count: int
 ) -> list[shapes.Contribution]:
     page = datanet_contributions(reader, identity, first, count)
     return [views.contribution_view(reader, name, contribution) for name, contribution in page]

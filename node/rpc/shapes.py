@@ -50,7 +50,7 @@ class Status(TypedDict):
 
 
 class Payout(TypedDict):
-    """Units paid out of escrow; ``role`` is one of `node.ledger.state.Role` in lower case."""
+    """Units paid out of escrow; ``role`` is one of `node.ledger.entries.Role` in lower case."""
 
     role: str
     address: Hash

@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from enum import IntEnum
 
-from node.ledger import stakes, state
+from node.ledger import entries, overlay, stakes, state
 from node.ledger.block import Receipt
+from node.ledger.entries import InferenceStatus
 from node.ledger.epochs import consensus_set
 from node.ledger.erasure import Erasures, erased_records, get_erasures, remaining_name
 from node.ledger.openings import Voucher
 from node.ledger.order import contribution_number
 from node.ledger.params import Params
 from node.ledger.results import AuditStatus
-from node.ledger.state import InferenceStatus
 from node.rpc import shapes
 from node.rpc.backend import BlockView, NodeStatus, TransactionView
 from node.spans.shelf import Found
@@ -124,7 +124,7 @@ def transaction_view(view: TransactionView) -> shapes.Transaction:
     }
 
 
-def account_view(address: bytes, account: state.Account, nonce_next: int) -> shapes.Account:
+def account_view(address: bytes, account: entries.Account, nonce_next: int) -> shapes.Account:
     """``account``."""
     return {
         "address": address.hex(),
@@ -134,7 +134,7 @@ def account_view(address: bytes, account: state.Account, nonce_next: int) -> sha
     }
 
 
-def validators_view(validators: state.ValidatorSet, epoch: int) -> shapes.Validators:
+def validators_view(validators: entries.ValidatorSet, epoch: int) -> shapes.Validators:
     """``validators``."""
     return {
         "epoch": epoch,
@@ -156,7 +156,7 @@ def validators_view(validators: state.ValidatorSet, epoch: int) -> shapes.Valida
 
 
 def epoch_view(
-    epoch: stakes.Epoch, frozen: state.ValidatorSet | None, candidates: Sequence[bytes]
+    epoch: stakes.Epoch, frozen: entries.ValidatorSet | None, candidates: Sequence[bytes]
 ) -> shapes.Epoch:
     """``epoch``; `frozen` is the next set."""
     return {
@@ -191,7 +191,7 @@ def _registration(stake: stakes.Stake) -> shapes.Registration:
 
 
 def contribution_view(
-    reader: state.StateReader, identity: bytes, contribution: state.Contribution
+    reader: overlay.StateReader, identity: bytes, contribution: entries.Contribution
 ) -> shapes.Contribution:
     """``contribution``."""
     erasures = get_erasures(reader, identity)
@@ -229,7 +229,7 @@ def erasures_view(identity: bytes, erasures: Erasures | None) -> shapes.Erasures
 
 
 def datanet_view(
-    identity: bytes, datanet: state.Datanet, contributions: list[shapes.Contribution]
+    identity: bytes, datanet: entries.Datanet, contributions: list[shapes.Contribution]
 ) -> shapes.Datanet:
     """``datanet``."""
     return {
@@ -247,7 +247,7 @@ def datanet_view(
 
 
 def spans_view(
-    reader: state.StateReader, tokens: int, found: Sequence[Found], first: int, count: int
+    reader: overlay.StateReader, tokens: int, found: Sequence[Found], first: int, count: int
 ) -> shapes.Spans:
     """A page of the spans found in some datanets, all in one order."""
     rows = [(span, named, one.datanet) for one in found for span, named in one.spans]
@@ -288,11 +288,11 @@ def spans_view(
     }
 
 
-def base_view(base_hash: bytes, base: state.BaseModel, validators: state.ValidatorSet) -> shapes.Base:
+def base_view(base_hash: bytes, base: entries.BaseModel, validators: entries.ValidatorSet) -> shapes.Base:
     """``base``."""
     return {
         "base_hash": base_hash.hex(),
-        "status": _name(state.ArtefactStatus, base.status),
+        "status": _name(entries.ArtefactStatus, base.status),
         "registrant": base.registrant.hex(),
         "name": base.name,
         "height": base.height,
@@ -302,13 +302,13 @@ def base_view(base_hash: bytes, base: state.BaseModel, validators: state.Validat
     }
 
 
-def adapter_view(reader: state.StateReader, identity: bytes, adapter: state.Adapter) -> shapes.Adapter:
+def adapter_view(reader: overlay.StateReader, identity: bytes, adapter: entries.Adapter) -> shapes.Adapter:
     """``adapter``."""
     validators = state.get_validators(reader)
     erased = (len(erased_records(reader, name, since=adapter.height)) for name in adapter.contributions)
     return {
         "id": identity.hex(),
-        "status": _name(state.ArtefactStatus, adapter.status),
+        "status": _name(entries.ArtefactStatus, adapter.status),
         "owner": adapter.owner.hex(),
         "name": adapter.name,
         "base_hash": adapter.base_hash.hex(),
@@ -326,7 +326,7 @@ def adapter_view(reader: state.StateReader, identity: bytes, adapter: state.Adap
     }
 
 
-def provider_view(address: bytes, provider: state.Provider) -> shapes.Provider:
+def provider_view(address: bytes, provider: entries.Provider) -> shapes.Provider:
     """``provider``."""
     return {
         "address": address.hex(),
@@ -338,7 +338,7 @@ def provider_view(address: bytes, provider: state.Provider) -> shapes.Provider:
     }
 
 
-def receipt_view(identity: bytes, inference: state.Inference) -> shapes.Receipt:
+def receipt_view(identity: bytes, inference: entries.Inference) -> shapes.Receipt:
     """``receipt``: an inference from its record to its settlement."""
     result = inference.result
     return {
@@ -387,7 +387,7 @@ def params_view(params: Params) -> dict[str, int | str]:
     }
 
 
-def supply_view(supply: state.Supply) -> shapes.Supply:
+def supply_view(supply: entries.Supply) -> shapes.Supply:
     """``supply``."""
     return {
         "total": str(supply.total),
@@ -399,7 +399,7 @@ def supply_view(supply: state.Supply) -> shapes.Supply:
     }
 
 
-def _audited(inference: state.Inference) -> bool | None:
+def _audited(inference: entries.Inference) -> bool | None:
     if inference.status in _DRAWN_LATER:
         return None
     return inference.status != InferenceStatus.UNAUDITED
@@ -427,10 +427,10 @@ def _event(receipt: Receipt) -> shapes.Event:
     }
 
 
-def _payouts(payouts: Sequence[state.Payout]) -> list[shapes.Payout]:
+def _payouts(payouts: Sequence[entries.Payout]) -> list[shapes.Payout]:
     return [
         {
-            "role": _name(state.Role, payout.role),
+            "role": _name(entries.Role, payout.role),
             "address": payout.address.hex(),
             "amount": str(payout.amount),
         }

@@ -22,9 +22,10 @@ from consensus.tree import Reveals
 from consensus.types import Block, CommitProof, decode_block, decode_proof, is_boundary
 from consensus.verify import verify_commit_proof
 from node.epochs import EpochRow, check_row, context_of, row_from_bytes
+from node.ledger.entries import BEACON, VALIDATORS_KEY, ValidatorSet
 from node.ledger.epochs import consensus_set, reveals_at
 from node.ledger.errors import LedgerError
-from node.ledger.state import BEACON, VALIDATORS_KEY, ValidatorSet, get_validators
+from node.ledger.state import get_validators
 from node.network.errors import NetworkError
 from node.network.network import Network
 from node.snapshot.files import Incoming, Manifest, decode_manifest
@@ -312,7 +313,7 @@ class _Kept:
     rows: dict[bytes, bytes]
 
     def get(self, key: bytes) -> bytes | None:
-        """A kept row's value (node.ledger.state.StateReader)."""
+        """A kept row's value (node.ledger.overlay.StateReader)."""
         return self.rows.get(key)
 
     def passing(self, rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

@@ -8,8 +8,8 @@ from consensus.errors import CodecError
 from consensus.tree import Reveals
 from consensus.types import Block, CommitProof, decode_block, decode_proof, encode_block, encode_proof
 from node.epochs import EpochRow, row_from_bytes
+from node.ledger.entries import VALIDATORS_MAX
 from node.ledger.errors import LedgerError
-from node.ledger.state import VALIDATORS_MAX
 from node.snapshot.files import Incoming
 from node.snapshot.format import SnapshotInvalid, decode_head_chunk, read_chunks
 from node.storage.chain import ChainStore

@@ -17,11 +17,12 @@ from node.config import SpansSection
 from node.errors import NotReady
 from node.executor import ExecutedBlock
 from node.fetch import Fetcher
+from node.ledger.entries import CONTRIBUTION, DATANET, Contribution
 from node.ledger.erased import read_remaining
 from node.ledger.erasure import ERASURES, get_erasures, remaining_name
 from node.ledger.errors import LedgerError
 from node.ledger.queries import datanet_contributions
-from node.ledger.state import CONTRIBUTION, DATANET, Contribution, get_contribution
+from node.ledger.state import get_contribution
 from node.spans.shelf import DatanetSpans, Found
 from node.storage.blobs import BlobStore
 from node.storage.chain import ChainStore

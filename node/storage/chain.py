@@ -225,7 +225,7 @@ class ChainStore:
     # --- ledger ---
 
     def get(self, key: bytes) -> bytes | None:
-        """Return a ledger value at the executed height (node.ledger.state.StateReader)."""
+        """Return a ledger value at the executed height (node.ledger.overlay.StateReader)."""
         return self._db.get(b"s" + key)
 
     def executed(self) -> ExecutedHead:

@@ -8,7 +8,8 @@ import trio
 
 from node.devnet.processes import last_lines
 from node.epochs import first_row
-from node.ledger.state import ValidatorSet, get_account
+from node.ledger.entries import ValidatorSet
+from node.ledger.state import get_account
 from node.startup import load_genesis, open_chain
 from node.storage.chain import ChainStore
 from node.storage.database import Database

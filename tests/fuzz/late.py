@@ -10,10 +10,10 @@ from consensus.digest import digest
 from consensus.errors import CodecError, ConsensusError
 from node import epochs
 from node.ledger.accumulator import Accumulator, accumulator_root, append, encode_accumulator
+from node.ledger.entries import ValidatorSet
 from node.ledger.errors import LedgerError
 from node.ledger.fields import to_bytes
 from node.ledger.lthash import state_digest
-from node.ledger.state import ValidatorSet
 from node.snapshot import files, format, plan
 from node.snapshot.format import SnapshotInvalid
 from node.storage.chain import ExecutedHead, Outcome

@@ -13,15 +13,16 @@ from node.ledger import (
     accumulator,
     batch,
     block,
+    entries,
     erased,
     erasure,
     fields,
     openings,
     order,
+    overlay,
     params,
     reading,
     records,
-    state,
     transaction,
 )
 from node.ledger.errors import MalformedError
@@ -35,23 +36,23 @@ from tests.vectors import paying, sending
 A, B = paying.A, paying.B
 SIGNED_CONTRIBUTION = transaction.encode_transaction(paying.transactions()[2])
 STATE_RECORDS: tuple[object, ...] = (
-    state.Account(5, 2**62),
-    state.Supply(10**15, 1, 2, 3, 4),
-    state.ValidatorSet(paying.GENESIS.validators),
-    state.Head(7, 1_700_000_000_000),
-    state.Datanet(A, "docs", ("CC-BY-4.0", "MIT"), "text", 3, 1, 2, 3),
-    state.Contribution(A, B, A, 3, 8, B, 40, "MIT", 9),
-    state.BaseModel(1, A, "tiny", 4, (A, B)),
-    state.Adapter(2, A, "adapter", B, (A,), b"\x90", A, B, 9, A, 4, (B,)),
-    state.Provider("serves", 10**12, 1, 2, 3, 10**9),
-    state.Inference(
-        6, paying.VOUCHER, A, 2, 2, 3, 4, A, 5, 6, 7, B, 90, 1, ((A, B),), (state.Opened(A, 0, 0),),
-        (AuditResult(0, A, ((A, SHARES_TOTAL),)),), 1, (state.Payout(1, A, 5),), 6, 0, 9,
+    entries.Account(5, 2**62),
+    entries.Supply(10**15, 1, 2, 3, 4),
+    entries.ValidatorSet(paying.GENESIS.validators),
+    entries.Head(7, 1_700_000_000_000),
+    entries.Datanet(A, "docs", ("CC-BY-4.0", "MIT"), "text", 3, 1, 2, 3),
+    entries.Contribution(A, B, A, 3, 8, B, 40, "MIT", 9),
+    entries.BaseModel(1, A, "tiny", 4, (A, B)),
+    entries.Adapter(2, A, "adapter", B, (A,), b"\x90", A, B, 9, A, 4, (B,)),
+    entries.Provider("serves", 10**12, 1, 2, 3, 10**9),
+    entries.Inference(
+        6, paying.VOUCHER, A, 2, 2, 3, 4, A, 5, 6, 7, B, 90, 1, ((A, B),), (entries.Opened(A, 0, 0),),
+        (AuditResult(0, A, ((A, SHARES_TOTAL),)),), 1, (entries.Payout(1, A, 5),), 6, 0, 9,
     ),
-    state.VoucherSequence(7),
-    state.BatchWindow(3, (5, 6)),
-    state.Draws((state.DrawGroup(1, A, (B,), (A, B)),)),
-    state.Deadlines((state.Deadline(A, 5, 6),)),
+    entries.VoucherSequence(7),
+    entries.BatchWindow(3, (5, 6)),
+    entries.Draws((entries.DrawGroup(1, A, (B,), (A, B)),)),
+    entries.Deadlines((entries.Deadline(A, 5, 6),)),
     erasure.Erasures(A, B, (erasure.Erasure(3, 9, (0, 7)), erasure.Erasure(5, 0, (300,)))),
     order.Number(7),
 )  # fmt: skip
@@ -140,12 +141,12 @@ def ledger_targets() -> list[Target]:
         ),
         Target(
             "account",
-            state.decode_account,
-            state.encode_account,
-            (state.encode_account(state.Account(5, 2**62)),),
+            overlay.decode_account,
+            overlay.encode_account,
+            (overlay.encode_account(entries.Account(5, 2**62)),),
             (MalformedError,),
-            state.VALUE_BYTES_MAX,
-            _file(state),
+            entries.VALUE_BYTES_MAX,
+            _file(overlay),
             "disk",
         ),
         _ledger("batch", batch, "batch", batch.BATCH_BYTES_MAX, (*seeds("batch"), _large_batch())),
@@ -187,10 +188,10 @@ def _state_record(record: object) -> Target:
     cls = type(record)
 
     def decode(data: bytes) -> Any:
-        return fields.from_bytes(cls, data, state.VALUE_BYTES_MAX)
+        return fields.from_bytes(cls, data, entries.VALUE_BYTES_MAX)
 
     valid = (fields.to_bytes(record),)
-    limit, where = state.VALUE_BYTES_MAX, _file(state)
+    limit, where = entries.VALUE_BYTES_MAX, _file(entries)
     return Target(
         f"state-{cls.__name__}", decode, fields.to_bytes, valid, (MalformedError,), limit, where, "disk"
     )

@@ -11,7 +11,7 @@ from consensus.digest import digest
 from consensus.errors import CodecError
 from consensus.validators import STAKE_TOTAL_MAX
 from node.epochs import row_from_bytes
-from node.ledger.state import ValidatorEntry, ValidatorSet
+from node.ledger.entries import ValidatorEntry, ValidatorSet
 from node.snapshot.fetching import vouched_rows
 from node.snapshot.format import SnapshotInvalid, read_chunks
 from node.snapshot.plan import PLAN_BYTES_MAX, plan_from_bytes

@@ -96,7 +96,7 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "an account that was removed lives on in the overlay",
-        "node/ledger/state.py",
+        "node/ledger/overlay.py",
         "            self.accounts.pop(key, None)\n        self._changes.update(child._changes)",
         "            pass\n        self._changes.update(child._changes)",
         (READING + "test_the_last_of_put_record_and_delete_counts_before_and_after_a_merge",),
@@ -264,7 +264,7 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "the memory of accounts grows without bound",
-        "node/ledger/state.py",
+        "node/ledger/overlay.py",
         "    if len(_accounts) >= ACCOUNTS_REMEMBERED_MAX:",
         "    if False:",
         (AT_ONCE + "test_the_memories_of_accounts_and_windows_are_bounded",),
@@ -278,7 +278,7 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     Removal(
         "what is no account is believed where it was written here",
-        "node/ledger/state.py",
+        "node/ledger/overlay.py",
         "    if 0 <= balance <= U63_MAX and 0 <= nonce <= U63_MAX:",
         "    if True:",
         (AT_ONCE + "test_what_is_no_account_is_refused_each_time_even_where_it_was_written",),

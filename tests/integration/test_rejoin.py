@@ -11,7 +11,7 @@ import pytest
 from benchmarks.rejoin import faster_than_the_chain, measure
 from node.epochs import first_row
 from node.keys import load_seed, public_key
-from node.ledger.state import ValidatorSet
+from node.ledger.entries import ValidatorSet
 from node.startup import load_genesis, open_chain
 from node.storage.chain import ChainStore
 from node.storage.database import Database

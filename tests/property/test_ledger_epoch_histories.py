@@ -21,6 +21,7 @@ from node.ledger.bodies import (
     ValidatorUnbond,
     ValidatorUnjail,
 )
+from node.ledger.entries import VALIDATORS_KEY
 from node.ledger.epochs import consensus_set, reveals_at
 from node.ledger.execute import execute_block
 from node.ledger.fields import from_bytes
@@ -39,7 +40,7 @@ from node.ledger.stakes import (
     get_past_epoch,
     get_unbonders,
 )
-from node.ledger.state import VALIDATORS_KEY, get_account, get_supply, get_validators
+from node.ledger.state import get_account, get_supply, get_validators
 from tests.profiles import examples
 from tests.unit.node_ledger.seats import EPOCHS, registration, two_votes
 from tests.unit.node_ledger.world import PEOPLE, VALIDATORS, World, address, genesis, seed

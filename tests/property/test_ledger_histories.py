@@ -22,6 +22,14 @@ from node.ledger.bodies import (
     RecordsErase,
     Transfer,
 )
+from node.ledger.entries import (
+    ARTEFACTS_KEY,
+    AUDITS_KEY,
+    INFERENCE,
+    VALUE_BYTES_MAX,
+    Inference,
+    InferenceStatus,
+)
 from node.ledger.erasure import ERASURES_KEY, get_erasures
 from node.ledger.execute import execute_block
 from node.ledger.fields import from_bytes
@@ -31,12 +39,6 @@ from node.ledger.openings import sign_voucher
 from node.ledger.params import OPEN
 from node.ledger.results import AuditStatus
 from node.ledger.state import (
-    ARTEFACTS_KEY,
-    AUDITS_KEY,
-    INFERENCE,
-    VALUE_BYTES_MAX,
-    Inference,
-    InferenceStatus,
     get_account,
     get_adapter,
     get_base,

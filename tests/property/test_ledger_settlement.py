@@ -6,11 +6,12 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.ledger.entries import InferenceStatus, Role, ValidatorEntry, ValidatorSet
 from node.ledger.money import split
 from node.ledger.params import DEFAULTS, PPM, Params, check_params
 from node.ledger.results import SHARES_TOTAL, TREASURY, Shares
 from node.ledger.settlement import contributor_payouts, fee_parts, validator_payouts
-from node.ledger.state import InferenceStatus, Role, ValidatorEntry, ValidatorSet, get_supply
+from node.ledger.state import get_supply
 from tests.profiles import examples
 from tests.unit.node_ledger.world import PARAMS, VALIDATORS, World
 

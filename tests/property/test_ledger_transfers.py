@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 from consensus.codec import encode
 from consensus.crypto import verify
-from node.ledger import execute, state
+from node.ledger import entries, execute, overlay, state
 from node.ledger.block import BlockOutcome, ReceiptStatus, encode_receipt
 from node.ledger.bodies import DatanetCreate, Transfer
+from node.ledger.entries import ACCOUNT, Account, BatchWindow
 from node.ledger.errors import MalformedError
 from node.ledger.execute import execute_block
 from node.ledger.fields import U63_MAX, from_bytes, to_bytes
+from node.ledger.overlay import Overlay, decode_account, encode_account
 from node.ledger.params import Params
 from node.ledger.reading import ReadTransaction, TransactionReader
 from node.ledger.results import TREASURY
-from node.ledger.state import ACCOUNT, Account, BatchWindow, Overlay, decode_account, encode_account
 from node.ledger.transaction import encode_transaction, fee_required, sign_transaction
 from node.ledger.transfers import AtOnce, transfers_at_once
 from tests.profiles import examples
@@ -250,8 +251,8 @@ def test_what_is_no_account_is_refused_each_time_even_where_it_was_written() -> 
 
 
 def test_the_memories_of_accounts_and_windows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "ACCOUNTS_REMEMBERED_MAX", 4)
-    monkeypatch.setattr(state, "_accounts", {})
+    monkeypatch.setattr(overlay, "ACCOUNTS_REMEMBERED_MAX", 4)
+    monkeypatch.setattr(overlay, "_accounts", {})
     monkeypatch.setattr(state, "WINDOWS_REMEMBERED_MAX", 4)
     monkeypatch.setattr(state, "_windows", {})
     block = Overlay({})
@@ -260,13 +261,13 @@ def test_the_memories_of_accounts_and_windows_are_bounded(monkeypatch: pytest.Mo
         decode_account(encode([number, 2]))
         window = BatchWindow(number, (number + 1, number + 2))
         state.put_batch_window(block, bytes([number]), window)
-        assert len(state._accounts) <= 4
+        assert len(overlay._accounts) <= 4
         assert 1 <= len(state._windows) <= 4
-        assert block.get(state.BATCHES + bytes([number])) == to_bytes(window)
+        assert block.get(entries.BATCHES + bytes([number])) == to_bytes(window)
         assert state.get_batch_window(block, bytes([number])) is window
     # What was forgotten is read from the bytes; what is none is refused.
     assert state.get_batch_window(block, b"\0") == BatchWindow(0, (1, 2))
     assert state.get_batch_window(block, b"nobody") == BatchWindow()
-    block.put(state.BATCHES + b"x", encode([1, [True]]))
+    block.put(entries.BATCHES + b"x", encode([1, [True]]))
     with pytest.raises(MalformedError):
         state.get_batch_window(block, b"x")

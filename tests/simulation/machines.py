@@ -22,7 +22,7 @@ from consensus.types import Block
 from node.clock import now_ms
 from node.driver import Driver, DriverPorts
 from node.epochs import EpochRow
-from node.ledger.state import ValidatorSet
+from node.ledger.entries import ValidatorSet
 from node.startup import recovered_state
 from node.storage.chain import ChainStore, ExecutedHead, Outcome
 from node.storage.database import Database

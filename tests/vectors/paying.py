@@ -37,6 +37,20 @@ from node.ledger.bodies import (
     ValidatorUnbond,
     ValidatorUnjail,
 )
+from node.ledger.entries import (
+    DRAWS_KEY,
+    INFERENCE,
+    PROVIDER,
+    DrawGroup,
+    Draws,
+    Inference,
+    InferenceStatus,
+    Payout,
+    Provider,
+    Role,
+    ValidatorEntry,
+    ValidatorSet,
+)
 from node.ledger.environment import Environment
 from node.ledger.epochs import end_epoch
 from node.ledger.erasure import remaining_name
@@ -53,28 +67,13 @@ from node.ledger.openings import (
     prompt_commitment,
     sign_voucher,
 )
+from node.ledger.overlay import Overlay
 from node.ledger.params import DEFAULTS, Params, encode_params
 from node.ledger.records import encode_records, records_root
 from node.ledger.results import TREASURY, attestation_commitment, audit_result_hash
 from node.ledger.serving import draw_audits
 from node.ledger.stakes import get_history, possession_digest, sign_possession
-from node.ledger.state import (
-    DRAWS_KEY,
-    INFERENCE,
-    PROVIDER,
-    DrawGroup,
-    Draws,
-    Inference,
-    InferenceStatus,
-    Overlay,
-    Payout,
-    Provider,
-    Role,
-    ValidatorEntry,
-    ValidatorSet,
-    get_draws,
-    get_inference,
-)
+from node.ledger.state import get_draws, get_inference
 from node.ledger.transaction import (
     Transaction,
     encode_transaction,

@@ -18,7 +18,8 @@ from node.ledger.batch import Item
 from node.ledger.block import BlockOutcome, Receipt, ReceiptStatus
 from node.ledger.bodies import BODIES, ContributionSubmit, InferenceReveal
 from node.ledger.lthash import state_digest
-from node.ledger.state import StateReader, get_account
+from node.ledger.overlay import StateReader
+from node.ledger.state import get_account
 from node.ledger.transaction import decode_transaction, hash_transaction_bytes
 from node.metrics import Metrics
 from node.rpc.backend import BlockView, NodeStatus, Outcome, PeerView, TransactionView

@@ -32,9 +32,10 @@ from node.intake import Intake
 from node.ledger.batch import Batch, StorageReceipts, encode_batch, sign_batch, sign_storage_receipt
 from node.ledger.batch import storage_claim as claim_of_body
 from node.ledger.bodies import DUTY_KINDS, Body, ContributionSubmit, InferenceReveal
+from node.ledger.entries import ValidatorSet
 from node.ledger.genesis import Genesis, genesis_state
 from node.ledger.params import Params
-from node.ledger.state import ValidatorSet, get_account, get_params, get_validators
+from node.ledger.state import get_account, get_params, get_validators
 from node.ledger.transaction import (
     decode_transaction,
     encode_transaction,

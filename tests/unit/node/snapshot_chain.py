@@ -13,8 +13,8 @@ from consensus.leaders import Leaders
 from consensus.types import Block, Header, header_id
 from consensus.verify import proposal_message
 from node.ledger.bodies import Transfer
+from node.ledger.entries import ValidatorEntry
 from node.ledger.genesis import Genesis, make_genesis
-from node.ledger.state import ValidatorEntry
 from tests.unit.node.rooms import Room, peer_id, qc_of
 from tests.unit.node_ledger.world import (
     BALANCE,

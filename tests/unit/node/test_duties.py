@@ -21,11 +21,12 @@ from node.ledger.bodies import (
     InferenceReveal,
     ProviderBond,
 )
+from node.ledger.entries import InferenceStatus
 from node.ledger.fields import from_bytes
 from node.ledger.openings import Opening, encode_opening
 from node.ledger.records import encode_records
 from node.ledger.results import AuditStatus, audit_result_hash
-from node.ledger.state import InferenceStatus, get_adapter
+from node.ledger.state import get_adapter
 from node.ledger.transaction import decode_transaction
 from node.recompute.jobs import AuditDone, AuditJob, IndexBuilt, Job, JobRefused, JobResult
 from node.recompute.process import RecomputeProcess, WorkerBusy

@@ -14,7 +14,7 @@ from node.ledger.accumulator import Accumulator
 from node.ledger.batch import batch_digest, encode_batch, sign_batch
 from node.ledger.block import BlockOutcome, Receipt, ReceiptStatus, SystemCode
 from node.ledger.bodies import Transfer
-from node.ledger.state import ACCOUNT
+from node.ledger.entries import ACCOUNT
 from tests.profiles import examples
 from tests.unit.node.rooms import Room, run, with_rooms
 from tests.unit.node.test_batches import batches_of, peer_of

@@ -29,9 +29,7 @@ from node.config import StorageSection
 from node.executor import ExecutedBlock
 from node.keeper import Keeper
 from node.ledger.blobs import blob_referred
-from node.ledger.fields import to_bytes
-from node.ledger.openings import Voucher
-from node.ledger.state import (
+from node.ledger.entries import (
     ADAPTER,
     CONTRIBUTION,
     INFERENCE,
@@ -41,6 +39,8 @@ from node.ledger.state import (
     Inference,
     InferenceStatus,
 )
+from node.ledger.fields import to_bytes
+from node.ledger.openings import Voucher
 from node.storage.blobs import BlobStore, LooseLimits, Note, blob_digest
 from node.storage.chain import ChainStore, ExecutedHead
 from node.storage.database import Database

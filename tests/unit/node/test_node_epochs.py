@@ -13,9 +13,9 @@ from consensus.epochs import epoch_start
 from consensus.errors import CodecError, ConsensusError
 from consensus.types import Block, Handover, genesis_block
 from node.epochs import CONTEXTS_MAX, EpochRow, Epochs, check_row, first_row, row_from_bytes
+from node.ledger.entries import ValidatorSet
 from node.ledger.epochs import consensus_set
 from node.ledger.genesis import chain_id
-from node.ledger.state import ValidatorSet
 from node.storage.chain import ChainStore
 from node.storage.database import Database
 from tests.unit.node.rooms import cc_of, next_block

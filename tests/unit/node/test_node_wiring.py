@@ -29,6 +29,7 @@ from node.ledger.batch import (
     storage_claim,
 )
 from node.ledger.bodies import ContributionSubmit, Transfer
+from node.ledger.entries import ACCOUNT, BATCHES, INFERENCE, Account, BatchWindow, Inference, InferenceStatus
 from node.ledger.fields import to_bytes
 from node.ledger.openings import (
     Opening,
@@ -37,16 +38,7 @@ from node.ledger.openings import (
     output_commitment,
     prompt_commitment,
 )
-from node.ledger.state import (
-    ACCOUNT,
-    BATCHES,
-    INFERENCE,
-    Account,
-    BatchWindow,
-    Inference,
-    InferenceStatus,
-    get_params,
-)
+from node.ledger.state import get_params
 from node.ledger.transaction import (
     encode_transaction,
     fee_estimate,

@@ -4,7 +4,7 @@ from consensus.crypto import public_key
 from node import receipts
 from node.directory import Directory, make_directory
 from node.ledger.batch import StorageClaim, sign_storage_receipt
-from node.ledger.state import ValidatorEntry, ValidatorSet
+from node.ledger.entries import ValidatorEntry, ValidatorSet
 from node.receipts import ReceiptBook
 
 CHAIN = b"c" * 32

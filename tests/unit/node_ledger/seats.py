@@ -10,9 +10,10 @@ from consensus.types import Vote
 from consensus.verify import vote_message
 from node.ledger.block import BlockOutcome
 from node.ledger.bodies import EvidenceSubmit, ValidatorRegister
+from node.ledger.entries import ValidatorEntry
 from node.ledger.params import OPEN
 from node.ledger.stakes import Stake, get_epoch, get_stake, sign_possession
-from node.ledger.state import ValidatorEntry, get_validators
+from node.ledger.state import get_validators
 from node.network.address import peer_id_of_seed
 from tests.unit.node_ledger.world import PARAMS, World, address, consensus_key, seed
 

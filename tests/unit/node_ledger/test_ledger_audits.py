@@ -6,10 +6,11 @@ import pytest
 
 from node.ledger.block import ReceiptStatus
 from node.ledger.bodies import AttestCommit
+from node.ledger.entries import AUDITS_KEY, InferenceStatus, Role
 from node.ledger.params import OPEN
 from node.ledger.queries import inferences_to_commit, inferences_to_open
 from node.ledger.results import AuditStatus
-from node.ledger.state import AUDITS_KEY, InferenceStatus, Role, get_deadlines, get_provider, get_supply
+from node.ledger.state import get_deadlines, get_provider, get_supply
 from tests.unit.node_ledger.world import BALANCE, PARAMS, STAKE, VALIDATORS, World, address, codes
 
 

@@ -13,9 +13,9 @@ from node.ledger.accumulator import (
     verify_proof,
 )
 from node.ledger.block import Receipt, decode_receipt, encode_receipt, receipt_proof, receipts_root
+from node.ledger.entries import Payout, Role
 from node.ledger.errors import MalformedError
 from node.ledger.lthash import EMPTY_LTHASH, LTHASH_BYTES, apply_changes, lthash_of, state_digest
-from node.ledger.state import Payout, Role
 
 CHAIN = bytes(32)
 STATE = {b"a": b"1", b"b": b"2", b"ab": b"", b"": b"x"}

@@ -18,9 +18,11 @@ from node.ledger.batch import (
 )
 from node.ledger.block import Receipt, ReceiptStatus
 from node.ledger.bodies import AttestCommit, DatanetCreate, Held, Transfer
+from node.ledger.entries import PARAMS_KEY
 from node.ledger.errors import ExecutionError, InvalidTransactionError, MalformedError
+from node.ledger.overlay import Overlay
 from node.ledger.params import OPEN
-from node.ledger.state import PARAMS_KEY, Overlay, get_account, get_batch_window, get_supply
+from node.ledger.state import get_account, get_batch_window, get_supply
 from node.ledger.transaction import decode_transaction, encode_transaction, sign_transaction
 from tests.unit.node_ledger.world import BALANCE, PARAMS, VALIDATORS, World, address, consensus_key, seed
 

@@ -17,6 +17,7 @@ from node.ledger.bodies import (
     ValidatorLeave,
     ValidatorUnbond,
 )
+from node.ledger.entries import VALIDATORS_KEY, ArtefactStatus, InferenceStatus, ValidatorSet
 from node.ledger.epochs import (
     ACTIVE,
     FAILED,
@@ -33,16 +34,7 @@ from node.ledger.genesis import make_genesis
 from node.ledger.openings import inference_id
 from node.ledger.params import EPOCHS_KEPT_MAX, OPEN, check_params
 from node.ledger.stakes import NEXT_VALIDATORS_KEY, get_epoch, get_history, get_next_validators
-from node.ledger.state import (
-    VALIDATORS_KEY,
-    ArtefactStatus,
-    InferenceStatus,
-    ValidatorSet,
-    get_base,
-    get_draws,
-    get_reveal,
-    get_validators,
-)
+from node.ledger.state import get_base, get_draws, get_reveal, get_validators
 from tests.unit.node_ledger.seats import (
     EPOCH_HEIGHTS,
     EPOCHS,

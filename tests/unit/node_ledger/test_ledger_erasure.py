@@ -8,6 +8,7 @@ from node.ledger import erasure
 from node.ledger.blobs import blob_referred
 from node.ledger.block import ReceiptStatus
 from node.ledger.bodies import DatanetCreate, InferenceReveal, RecordsErase
+from node.ledger.entries import AUDITS_KEY, InferenceStatus
 from node.ledger.erasure import (
     ERASURES,
     ERASURES_KEY,
@@ -17,14 +18,7 @@ from node.ledger.erasure import (
 )
 from node.ledger.errors import MalformedError
 from node.ledger.order import contribution_number
-from node.ledger.state import (
-    AUDITS_KEY,
-    InferenceStatus,
-    get_adapter,
-    get_contribution,
-    get_deadlines,
-    get_draws,
-)
+from node.ledger.state import get_adapter, get_contribution, get_deadlines, get_draws
 from tests.unit.node_ledger.world import INDEX_ROOT, VALIDATORS, World, codes
 
 

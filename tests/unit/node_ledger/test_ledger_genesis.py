@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from node.ledger.entries import ArtefactStatus
 from node.ledger.errors import ExecutionError, GenesisError, LedgerError, ParameterError
 from node.ledger.genesis import (
     chain_id,
@@ -27,15 +28,7 @@ from node.ledger.params import (
 )
 from node.ledger.serving import in_flight_max
 from node.ledger.settlement import fee_parts
-from node.ledger.state import (
-    ArtefactStatus,
-    get_account,
-    get_base,
-    get_head,
-    get_params,
-    get_supply,
-    get_validators,
-)
+from node.ledger.state import get_account, get_base, get_head, get_params, get_supply, get_validators
 from tests.unit.node_ledger.world import BALANCE, PARAMS, STAKE, address, genesis
 
 

@@ -10,16 +10,10 @@ from consensus.digest import digest
 from node.ledger import models
 from node.ledger.block import ReceiptStatus
 from node.ledger.bodies import BaseRegister, Body, DatanetCreate, Held, ProviderBond
+from node.ledger.entries import ArtefactStatus
 from node.ledger.params import OPEN
 from node.ledger.queries import adapter_records, artefacts_to_hold, datanet_contributions
-from node.ledger.state import (
-    ArtefactStatus,
-    get_adapter,
-    get_base,
-    get_contribution,
-    get_datanet,
-    get_provider,
-)
+from node.ledger.state import get_adapter, get_base, get_contribution, get_datanet, get_provider
 from tests.unit.node_ledger.world import (
     BALANCE,
     BASE_HASH,

@@ -8,10 +8,12 @@ from consensus.codec import encode
 from node.ledger import fields, reading
 from node.ledger.block import ReceiptStatus, encode_receipt
 from node.ledger.bodies import BaseRegister, Body, DatanetCreate, Transfer
+from node.ledger.entries import ACCOUNT, Account
 from node.ledger.errors import MalformedError
 from node.ledger.execute import execute_block
+from node.ledger.overlay import Overlay
 from node.ledger.reading import TransactionReader, read_transaction
-from node.ledger.state import ACCOUNT, Account, Overlay, get_account
+from node.ledger.state import get_account
 from node.ledger.transaction import (
     decode_transaction,
     encode_transaction,

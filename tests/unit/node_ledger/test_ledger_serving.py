@@ -7,20 +7,13 @@ import pytest
 from consensus.digest import digest
 from node.ledger.block import ReceiptStatus
 from node.ledger.bodies import InferenceReveal, ProviderBond, Transfer
+from node.ledger.entries import InferenceStatus, Reveal
 from node.ledger.openings import sign_voucher
+from node.ledger.overlay import Overlay
 from node.ledger.params import OPEN, Params
 from node.ledger.queries import inferences_awaiting_draw, inferences_to_reveal
 from node.ledger.serving import is_audited
-from node.ledger.state import (
-    InferenceStatus,
-    Overlay,
-    Reveal,
-    get_draws,
-    get_provider,
-    get_reveal,
-    get_supply,
-    get_voucher_sequence,
-)
+from node.ledger.state import get_draws, get_provider, get_reveal, get_supply, get_voucher_sequence
 from tests.unit.node_ledger.world import (
     BALANCE,
     INDEX_ROOT,

@@ -17,6 +17,7 @@ from node.ledger.bodies import (
     ValidatorUnbond,
     ValidatorUnjail,
 )
+from node.ledger.entries import Role
 from node.ledger.errors import FailureCode, MalformedError
 from node.ledger.fields import to_bytes, validate
 from node.ledger.params import OPEN
@@ -33,7 +34,7 @@ from node.ledger.stakes import (
     get_stake,
     sign_possession,
 )
-from node.ledger.state import Role, get_supply
+from node.ledger.state import get_supply
 from tests.unit.node_ledger.seats import (
     EPOCHS,
     anchor,

@@ -25,11 +25,11 @@ from node.ledger.bodies import (
     ValidatorUnbond,
     ValidatorUnjail,
 )
+from node.ledger.entries import Payout, Role
 from node.ledger.lthash import lthash_of, state_digest
 from node.ledger.openings import Voucher, inference_id, output_commitment, prompt_commitment
 from node.ledger.records import records_root
 from node.ledger.results import attestation_commitment, audit_result_hash
-from node.ledger.state import Payout, Role
 from node.ledger.transaction import sign_transaction, signing_digest, transaction_hash
 
 CHAIN, A, B, SALT = bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32, bytes([4]) * 32

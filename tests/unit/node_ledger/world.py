@@ -24,6 +24,15 @@ from node.ledger.bodies import (
     InferenceReveal,
     ProviderBond,
 )
+from node.ledger.entries import (
+    ACCOUNT,
+    PROVIDER,
+    Account,
+    Inference,
+    InferenceStatus,
+    Provider,
+    ValidatorEntry,
+)
 from node.ledger.execute import execute_block
 from node.ledger.fields import from_bytes
 from node.ledger.genesis import Genesis, chain_id, genesis_state, make_genesis
@@ -34,19 +43,7 @@ from node.ledger.records import encode_records, records_root, token_count
 from node.ledger.results import TREASURY, AuditStatus, Shares, attestation_commitment
 from node.ledger.stakes import STAKE as STAKE_KEY
 from node.ledger.stakes import Stake, get_epoch
-from node.ledger.state import (
-    ACCOUNT,
-    PROVIDER,
-    Account,
-    Inference,
-    InferenceStatus,
-    Provider,
-    ValidatorEntry,
-    get_account,
-    get_inference,
-    get_supply,
-    get_validators,
-)
+from node.ledger.state import get_account, get_inference, get_supply, get_validators
 from node.ledger.transaction import (
     decode_transaction,
     encode_transaction,
