@@ -59,6 +59,7 @@ from attribution.signs import (
     integer_scales,
     mean_magnitudes,
     pack_signs,
+    row_norms,
     sign_bytes,
 )
 from attribution.whitening import (
@@ -245,6 +246,16 @@ class Index:
         """Integer scales (records, factors)."""
         stop = DIGEST_BYTES + 4 * len(self.header.shapes)
         return np.ascontiguousarray(self.rows[:, DIGEST_BYTES:stop]).view("<u4").astype(np.uint32)
+
+    @cached_property
+    def norms(self) -> tuple[int, ...]:
+        """Squared norms of the rows."""
+        return tuple(row_norms(self.scales, self.header.shapes))
+
+    @cached_property
+    def leading(self) -> npt.NDArray[np.bool_]:
+        """Whether a record counts for itself: bool (records,)."""
+        return np.equal(np.array(self.leaders, np.int64), np.arange(self.record_count)).astype(np.bool_)
 
     @property
     def signs(self) -> Bytes:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from attribution.adapter import Adapter
 from attribution.first_look import looked_scores
 from attribution.gradients import Example
 from attribution.index import Index
 from attribution.model import Base
 from attribution.shares import COSINE_ONE_PPM, Scores
-from attribution.signs import integer_query, row_norms
+from attribution.signs import integer_query
 from attribution.whitening import example_gradients, normalised
 
 FLOOR_TEXTS_MIN = 8
@@ -46,9 +44,8 @@ def score_example(base: Base, adapter: Adapter, index: Index, example: Example) 
     weights = index.factor_weights(base.device)
     whitened = [g * w for g, w in zip(gradients, weights, strict=True)]
     query, norm = integer_query(whitened)
-    leading = np.array(index.leaders) == np.arange(index.record_count)
-    values = looked_scores(query, index.signs, index.scales, shapes, leading, index.short)
-    return Scores(tuple(values.tolist()), tuple(row_norms(index.scales, shapes)), norm, index.leaders)
+    values = looked_scores(query, index.signs, index.scales, shapes, index.leading, index.short)
+    return Scores(tuple(values.tolist()), index.norms, norm, index.leaders)
 
 
 def calibrate_floor(base: Base, adapter: Adapter, index: Index, texts: Sequence[Sequence[int]]) -> int:

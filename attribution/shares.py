@@ -51,9 +51,9 @@ class Scores:
         """Raise ``ValueError`` on lengths that differ, negative norms or leaders that are no record."""
         if not len(self.values) == len(self.record_norms) == len(self.leaders):
             raise ValueError("scores, norms and leaders differ in number")
-        if self.query_norm < 0 or any(n < 0 for n in self.record_norms):
+        if self.query_norm < 0 or min(self.record_norms, default=0) < 0:
             raise ValueError("a squared norm is negative")
-        if any(not 0 <= leader < len(self.leaders) for leader in self.leaders):
+        if self.leaders and not 0 <= min(self.leaders) <= max(self.leaders) < len(self.leaders):
             raise ValueError("a leader is no record")
 
     def cosine_squared(self, index: int) -> int:
@@ -69,7 +69,8 @@ class Scores:
 
     def best(self) -> int | None:
         """Record with the largest positive cosine, the earliest of equals; None where no score is positive."""
-        best = max(range(len(self.values)), key=lambda i: (self.cosine_squared(i), -i), default=None)
+        positive = (i for i, value in enumerate(self.values) if value > 0)
+        best = max(positive, key=lambda i: (self.cosine_squared(i), -i), default=None)
         return best if best is not None and self.cosine_squared(best) > 0 else None
 
 
@@ -112,10 +113,12 @@ def attribute(scores: Scores, owners: Sequence[bytes], floor_ppm: int = FLOOR_PP
     if not 0 <= floor_ppm <= COSINE_ONE_PPM:
         raise ValueError("the floor is a cosine in parts per million")
     weights = {b"": max(floor_ppm, 1) ** 2}
-    for index, owner in enumerate(owners):
-        squared = scores.cosine_squared(index)
-        if scores.leaders[index] == index and squared >= floor_ppm**2 and squared > 0:
-            weights[owner] = weights.get(owner, 0) + squared
+    least = max(floor_ppm**2, 1)
+    for index, value in enumerate(scores.values):
+        if value > 0 and scores.leaders[index] == index:
+            squared = scores.cosine_squared(index)
+            if squared >= least:
+                weights[owners[index]] = weights.get(owners[index], 0) + squared
     parts = largest_remainder(weights)
     unattributed = parts.pop(b"")
     return Shares(tuple(sorted((owner, part) for owner, part in parts.items() if part)), unattributed)

@@ -236,8 +236,8 @@ def asked(folder: Path, records: int, row_bytes: int, runs: int, pace: dict[str,
     """What grows with records: root, scan, shares, bytes."""
     from attribution import exact
     from attribution.first_look import looked_scores, short_rows
-    from attribution.shares import Scores, attribute
-    from attribution.signs import row_norms, scan
+    from attribution.shares import Scores, Shares, attribute
+    from attribution.signs import scan
 
     index = random_rows(folder, records, row_bytes, FACTORS)
     shapes = index.header.shapes
@@ -259,11 +259,15 @@ def asked(folder: Path, records: int, row_bytes: int, runs: int, pace: dict[str,
     looked_s, _ = cpu_s(lambda: looked_scores(query, index.signs, index.scales, shapes, leading, short), runs)
     root_s, _ = cpu_s(lambda: index.root)
     leaders_s, _ = cpu_s(lambda: index.leaders)
-    norms = tuple(row_norms(index.scales, shapes))
+    norms = index.norms
     owners = [b"%d" % (k % 100) for k in range(records)]
     norm = int((query.astype(np.int64) ** 2).sum())
-    scores = Scores(tuple(values), norms, norm, index.leaders)
-    shares_s, _ = cpu_s(lambda: attribute(scores, owners), runs)
+    looked = looked_scores(query, index.signs, index.scales, shapes, leading, short)
+
+    def shared() -> Shares:
+        return attribute(Scores(tuple(looked.tolist()), norms, norm, index.leaders), owners)
+
+    shares_s, _ = cpu_s(shared, runs)
     return {
         "records": records,
         "row_bytes": index.header.row_bytes,
