@@ -30,6 +30,7 @@ from tests.unit.node_network.cluster import (
     run_trio,
     sorted_seeds,
     start_node,
+    until_true,
 )
 from tests.unit.node_network.villain import HostileHost, assert_serving, end_of, hostile, points, talk_raw
 
@@ -198,6 +199,25 @@ def test_garbage_on_a_protocol_harms_nothing_and_is_held_against_its_sender(
             await assert_unharmed(honest, running)
             if not any(f"{protocol}-{mutation}".startswith(case) for case in BLAMELESS):
                 assert points(victim, peer_id_of_seed(seed)) > 0
+
+    run_trio(main)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [struct.pack("!BBHII", 1, 2, 1, 0, 7), struct.pack("!BBHII", 0, 4, 0, 0, 0), frame(0, 0, 9001, 1 << 30)],
+    ids=["version", "kind", "length"],
+)
+def test_a_muxer_frame_that_nobody_may_send_ends_its_connection_at_once(header: bytes) -> None:
+    async def main() -> None:
+        async with besieged() as (honest, seed, _):
+            victim = honest[0]
+            async with hostile(seed, victim.address, dial=False) as villain:
+                muxed = await villain.dial()
+                await muxed.secured_conn.write(header)
+                with trio.fail_after(5):
+                    await muxed.event_closed.wait()
+                    await until_true(lambda: points(victim, peer_id_of_seed(seed)) > 0)
 
     run_trio(main)
 
