@@ -90,7 +90,7 @@ class MempoolMachine(RuleBasedStateMachine):
         lines = {sender: dict(line) for sender, line in self.lines.items()}
         rival = lines.get(row.sender, {}).get(row.nonce)
         if rival is not None:
-            if 10 * row.fee < 11 * rival.fee or row.fee <= rival.fee:
+            if 10 * row.fee <= 11 * rival.fee:
                 return TransactionUnderpriced
             self.forget(lines, rival)
         elif len(lines.get(row.sender, ())) >= LIMITS.transactions_per_sender_max:
