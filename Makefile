@@ -9,6 +9,7 @@ RUNS ?= 200
 SECONDS ?= 60
 JOBS ?= 2
 VALIDATORS ?= 4
+RETAIN ?= 0
 
 .PHONY: help demo devnet test test-slow nightly lint format venv sim twins mutants model rejoin chaos soak throughput hardening compiled kernels peers lds fuzz gpu-check gpu-devnet interop machines vectors clean
 
@@ -71,8 +72,8 @@ rejoin: venv ## a validator that was away: its catch-up beside the chain's growt
 chaos: venv ## real processes under load, killed, stopped, cut off, out of disk, lied to, while validators come and go; SECONDS=120 VALIDATORS=4
 	@$(BIN)/python -m tests.chaos --validators $(VALIDATORS) --seconds $(SECONDS) --seed $(SEED)
 
-soak: venv ## an hour of load: memory, disk and latency, judged by their slopes
-	@$(BIN)/python -m tests.chaos.soak --minutes 60
+soak: venv ## an hour of load: memory, disk and latency, judged by their slopes; RETAIN=512 with pruning
+	@$(BIN)/python -m tests.chaos.soak --minutes 60 --retain $(RETAIN)
 
 throughput: venv ## transactions a second, finality and CPU a transaction, on real processes
 	@$(BIN)/python -m benchmarks.throughput --validators $(VALIDATORS) --seconds 20
