@@ -276,7 +276,7 @@ class Index:
         return {}
 
     def turning(self, device: torch.device) -> Turning:
-        """What turns gradients on ``device``; kept, for every query needs it: as many bytes as the bases."""
+        """What turns gradients on ``device``; kept, for every query needs it: up to twice the bytes of the bases."""
         if device not in self._turnings:
             self._turnings.clear()
             self._turnings[device] = Turning(self.factor_bases(device), self.header.shapes)
