@@ -22,7 +22,7 @@ REMOVALS: tuple[Removal, ...] = (
         "node/network/fast_path.py",
         "            self._lock.acquire_nowait()",
         "            await self._lock.acquire()",
-        (FAST_PATH + "test_a_frame_takes_few_turns_of_the_scheduler",),
+        (FAST_PATH + "test_a_free_lock_is_taken_without_a_turn_for_others",),
     ),
     Removal(
         "a peer's flood of small frames keeps every other task waiting",

@@ -142,7 +142,7 @@ def _offer(answer: bytes, change: Callable[[Manifest], Manifest]) -> bytes:
 def _forged_header(there: Room, answer: bytes) -> bytes:
     """A header that carries a root of the peer's own, which nobody voted for."""
     offer = decode_snapshot_offer(answer)
-    manifest = Manifest(1 << 40, (bytes(32), bytes(32)))
+    manifest = Manifest(decode_manifest(offer.manifest).height, (bytes(32), bytes(32)))
     block = decode_block(offer.block)
     forged = replace(block, header=replace(block.header, snapshot_root=manifest.root))
     proof = replace(cc_of(forged), signatures=tuple((index, bytes(64)) for index in range(3)))

@@ -290,6 +290,24 @@ class Turns(trio.abc.Instrument):
         self.count += 1
 
 
+def test_a_free_lock_is_taken_without_a_turn_for_others() -> None:
+    async def main() -> None:
+        lock, order = PromptLock(), list[str]()
+
+        async def other() -> None:
+            order.append("other")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            for _ in range(10):
+                async with lock:
+                    pass
+            order.append("first")
+        assert order == ["first", "other"]
+
+    run_trio(main)
+
+
 def test_a_frame_takes_few_turns_of_the_scheduler() -> None:
     async def main() -> None:
         async with open_mesh(2) as ((sender, receiver), _, _):
