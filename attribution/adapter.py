@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attribution.errors import BadAdapter
+from attribution.last_made import LastMade
 from attribution.linear import Bound, Lora
 from attribution.model import GROUPS, PROJECTIONS, Base, module_name, projection_shape
 from attribution.tensor_hash import tensor_bytes, tensors_digest
@@ -43,6 +44,8 @@ class Adapter:
     alpha: int
     modules: tuple[LoraModule, ...]
     rslora: bool = False
+    _weaker: LastMade[float, Adapter] = field(default_factory=LastMade, init=False, repr=False, compare=False)
+    _bound: LastMade[Base, Bound] = field(default_factory=LastMade, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= 256 or not 1 <= self.alpha <= 4096:
@@ -82,30 +85,20 @@ class Adapter:
         header = f"{self.rank} {self.alpha}{' rslora' if self.rslora else ''}"
         return tensors_digest("adapter", header.encode(), self.tensors())
 
-    @cached_property
-    def _weaker(self) -> dict[float, Adapter]:
-        return {}
-
     def weakened(self, strength: float) -> Adapter:
         """The same adapter with every B times ``strength``, one rounding each: on the way from the base to it.
 
         The last one is kept: every query asks for the same.
         """
-        if strength not in self._weaker:
-            modules = tuple(LoraModule(m.name, m.a, m.b * strength) for m in self.modules)
-            self._weaker.clear()
-            self._weaker[strength] = Adapter(self.rank, self.alpha, modules, self.rslora)
-        return self._weaker[strength]
+        return self._weaker.get(strength, lambda: self._weakened(strength))
 
-    @cached_property
-    def _bound(self) -> list[tuple[Base, Bound]]:
-        return []
+    def _weakened(self, strength: float) -> Adapter:
+        modules = tuple(LoraModule(m.name, m.a, m.b * strength) for m in self.modules)
+        return Adapter(self.rank, self.alpha, modules, self.rslora)
 
     def bound_to(self, base: Base) -> Bound:
         """`bind` on the base's device, kept for the base that it was last asked for."""
-        if not self._bound or self._bound[0][0] is not base:
-            self._bound[:] = [(base, bind(self.to(base.device), base))]
-        return self._bound[0][1]
+        return self._bound.get(base, lambda: bind(self.to(base.device), base))
 
     def to(self, device: str | torch.device) -> Adapter:
         """The same adapter on another device."""

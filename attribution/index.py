@@ -50,6 +50,7 @@ from attribution.adapter import Adapter
 from attribution.first_look import RECORDS_SCANNED, ShortRows, short_rows
 from attribution.gradients import Example
 from attribution.index_standing import STANDING_FILE, Standing, StandingInvalid
+from attribution.last_made import LastMade
 from attribution.merkle import DIGEST_BYTES, leaf_hash, proof_of_hashes, root_of_hashes
 from attribution.model import Base
 from attribution.signs import (
@@ -188,6 +189,9 @@ class Index:
     weights: Floats
     rows: Bytes
     standing: Standing = field(default_factory=Standing)
+    _turning: LastMade[torch.device, Turning] = field(
+        default_factory=LastMade, init=False, repr=False, compare=False
+    )
 
     @property
     def record_count(self) -> int:
@@ -271,16 +275,9 @@ class Index:
         """Bases of every factor on ``device``."""
         return split_bases(self.bases, self.header.shapes, device)
 
-    @cached_property
-    def _turnings(self) -> dict[torch.device, Turning]:
-        return {}
-
     def turning(self, device: torch.device) -> Turning:
         """What turns gradients on ``device``; kept, for every query needs it: up to twice the bytes of the bases."""
-        if device not in self._turnings:
-            self._turnings.clear()
-            self._turnings[device] = Turning(self.factor_bases(device), self.header.shapes)
-        return self._turnings[device]
+        return self._turning.get(device, lambda: Turning(self.factor_bases(device), self.header.shapes))
 
     def factor_weights(self, device: torch.device) -> list[Tensor]:
         """Weights (wide, rank) of every factor on ``device``."""

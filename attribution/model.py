@@ -116,7 +116,7 @@ class Layer:
     head_norms: tuple[Tensor, Tensor] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no one answer
 class Base:
     """A quantised base model on one device. Make it with `quantise_checkpoint` or `load_base`."""
 

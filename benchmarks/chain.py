@@ -132,7 +132,7 @@ def _end(children: list[Child]) -> None:
             child.popen.send_signal(signal.SIGTERM)
     until_s = time.monotonic() + STOP_S_MAX
     while time.monotonic() < until_s and any(child.popen.poll() is None for child in children):
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # several processes' ends, by one deadline: `wait` would hang on the first
     for child in children:
         if child.popen.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
@@ -199,6 +199,6 @@ def _wait_for_height(chain: Chain, seat: NodeSeat, height: int) -> None:
             if chain.client(seat).status()["height"] >= height:
                 return
         except ClientError:
-            pass  # it does not listen yet
+            pass  # it does not listen yet, so it has no event to wait for
         time.sleep(_POLL_S)
     raise BenchmarkFailed(f"{seat.name} has executed no block after {START_S_MAX:g} s")

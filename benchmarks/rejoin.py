@@ -90,9 +90,8 @@ def wait(what: str, done: Callable[[], bool], seconds: float) -> float:
     while not done():
         if time.monotonic() - begin_s > seconds:
             raise BenchmarkFailed(f"{what}: not within {seconds:g} s")
-        time.sleep(
-            LOOK_S
-        )  # heights and votes of other processes, one of them not up yet: there is no event to wait for
+        # Heights and votes of other processes, one of them not up yet: there is no event to wait for.
+        time.sleep(LOOK_S)
     return time.monotonic() - begin_s
 
 

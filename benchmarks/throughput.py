@@ -64,7 +64,7 @@ def settle(chain: Chain, window_s: float = 2.0) -> None:
     until_s = time.monotonic() + SETTLE_S_MAX
     while time.monotonic() < until_s:
         before = sum(os.times()[:4]) + _tree_cpu_s(chain)
-        time.sleep(window_s)
+        time.sleep(window_s)  # what is measured is the CPU of a stretch of time
         if sum(os.times()[:4]) + _tree_cpu_s(chain) - before < QUIET_CPU_SHARE * window_s * len(
             chain.children
         ):
@@ -189,7 +189,7 @@ def report(
 def _idle(chain: Chain) -> dict[str, object]:
     """CPU of a daemon on a chain with nothing to order, in per cent of one core."""
     before = chain.cpu_s()
-    time.sleep(IDLE_S)
+    time.sleep(IDLE_S)  # the stretch of time that is measured
     shares = [100 * (after - before[name]) / IDLE_S for name, after in chain.cpu_s().items()]
     return {"idle_cpu_percent_max": round(max(shares), 2), "idle_cpu_percent": [round(x, 2) for x in shares]}
 

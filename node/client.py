@@ -207,6 +207,7 @@ class Client:
             failures += 1
             if failures > self._retries:
                 raise NodeUnreachable(self.url, reason)
+            # A connection that a node refused or dropped says nothing about when it will be taken: back off.
             time.sleep(_BACKOFF_S * 2**failures)
 
     def _stream(self, after: str | None, wanted: dict[str, str]) -> Iterator[Event]:

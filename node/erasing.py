@@ -62,7 +62,7 @@ class Eraser:
         self._gone: Mapping[bytes, Gone] = {}  # by the digest of the blob
         self._left: Mapping[bytes, Gone] = {}  # by the name of what is left of it
         self._proven: dict[bytes, tuple[Gone, bytes]] = {}  # digests of rests that were checked
-        self._todo: set[bytes] = set()  # contributions whose blobs are to be brought in step
+        self._pending: set[bytes] = set()  # contributions whose blobs are to be brought in step
         self._rows: set[bytes] = set()  # and those of which an index may have rows
         self._rests_until = 0
         self._working = False
@@ -100,7 +100,7 @@ class Eraser:
 
     def executed(self, done: ExecutedBlock) -> None:
         """Follow what a block declared, and carry on with what is left to do."""
-        self._todo.update(
+        self._pending.update(
             key[len(ERASURES) :]
             for key, name in done.references
             if key.startswith(ERASURES) and name is not None
@@ -109,15 +109,15 @@ class Eraser:
 
     def carry_on(self, height: int) -> None:
         """Start the work that is left, unless it is in hand or rests."""
-        if (self._todo or self._rows) and not self._working and height >= self._rests_until:
+        if (self._pending or self._rows) and not self._working and height >= self._rests_until:
             self._working = self._start(self._work, height)
 
     async def _work(self, height: int) -> None:
-        todo, self._todo = self._todo, set()
-        rows, self._rows = self._rows | todo, set()
+        pending, self._pending = self._pending, set()
+        rows, self._rows = self._rows | pending, set()
         try:
-            await trio.to_thread.run_sync(self._follow, sorted(todo))
-            todo = set()
+            await trio.to_thread.run_sync(self._follow, sorted(pending))
+            pending = set()
             if await self._erase_rows(rows):
                 log.info("records_erased", contributions=len(rows), height=height)
                 rows = set()
@@ -125,9 +125,9 @@ class Eraser:
             log.error("records_not_erased", reason=str(error), next="tried again later")
         finally:
             self._working = False
-            self._todo |= todo
+            self._pending |= pending
             self._rows |= rows
-            self._rests_until = height + REST_HEIGHTS if self._todo or self._rows else 0
+            self._rests_until = height + REST_HEIGHTS if self._pending or self._rows else 0
 
     def _follow(self, names: Iterable[bytes]) -> None:
         """Take up the erasures of some contributions, then bring the bytes of their blobs in step."""

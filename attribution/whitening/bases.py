@@ -21,7 +21,9 @@ MOMENT_EXAMPLES_MAX = 1 << 12
 """Examples of one call of `moments`, whose sums are then exact in binary64."""
 
 _DOUBLES_KEPT_MAX = 1 << 22
-"""Integers of the wide bases of one shape that are kept as binary64, as they are needed: 32 MiB. More are kept as binary32."""
+"""Integers of all wide bases that are kept as binary64, as they are needed: 32 MiB. More are kept as binary32."""
+_QUANTISED_AT_ONCE = 1 << 22
+"""Numbers of wide bases of one shape that are stacked and quantised at once (64 MiB for the work), unless one has more."""
 _NUMBERS_AT_ONCE = 1 << 20
 """Of factors of one shape that are turned in one call: about 40 MiB for the work on them, unless one factor alone has more."""
 
@@ -109,12 +111,20 @@ class Turning:
     """All factors' bases, quantised once and grouped by shape: what turns gradients."""
 
     def __init__(self, bases: Sequence[Bases], shapes: Sequence[FactorShape]) -> None:
+        doubles = sum(b.wide.numel() for b in bases if b.wide is not None) <= _DOUBLES_KEPT_MAX
         self._alike = []
-        for wide, rank in sorted({(s.wide, s.rank) for s in shapes}):
-            places = tuple(f for f, s in enumerate(shapes) if (s.wide, s.rank) == (wide, rank))
-            narrow = _quantised(torch.stack([bases[f].narrow for f in places]), 1)
-            sides = [side for f in places if (side := bases[f].wide) is not None]
-            self._alike.append(_Alike(places, narrow, _turning_wide(sides) if sides else None))
+        for shape in sorted(set(shapes), key=lambda s: (s.wide, s.rank)):
+            of_shape = [f for f, s in enumerate(shapes) if s == shape]
+            at_once = (
+                max(1, _QUANTISED_AT_ONCE // (shape.wide * shape.wide))
+                if turns_wide(shape)
+                else len(of_shape)
+            )
+            for start in range(0, len(of_shape), at_once):
+                places = tuple(of_shape[start : start + at_once])
+                narrow = _quantised(torch.stack([bases[f].narrow for f in places]), 1)
+                sides = [side for f in places if (side := bases[f].wide) is not None]
+                self._alike.append(_Alike(places, narrow, _turning_wide(sides, doubles) if sides else None))
 
     def turned(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Every factor (examples, wide, rank) times its bases, ``wide (G narrow)``, both products as `exact.matmul` defines them."""
@@ -138,10 +148,10 @@ def _quantised(bases: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return q, pow2(e)
 
 
-def _turning_wide(sides: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _turning_wide(sides: Sequence[Tensor], doubles: bool) -> tuple[Tensor, Tensor]:
     # Transposed, because few rows times a matrix take two thirds of the time of a matrix times few columns.
     q, scale = _quantised(torch.stack(list(sides)).transpose(1, 2).contiguous(), 1)
-    return q.double() if q.numel() <= _DOUBLES_KEPT_MAX else q, scale
+    return q.double() if doubles else q, scale
 
 
 def _rotated(g: Tensor, narrow: tuple[Tensor, Tensor], chosen: slice) -> Tensor:

@@ -59,7 +59,7 @@ class SpanFollower:
         self._chosen = frozenset(bytes.fromhex(text) for text in section.datanets)
         self._open: dict[bytes, DatanetSpans] = {}
         self._indices: dict[bytes, DatanetSpans] = {}  # those that may be asked
-        self._todo: set[bytes] = set()
+        self._pending: set[bytes] = set()
         self._erased: set[bytes] = set()
         self._resting_until: dict[bytes, int] = {}
         self._working = False
@@ -75,7 +75,7 @@ class SpanFollower:
         """Read from the executed state which datanets there are and what was erased; call it before blocks are executed."""
         if not self.enabled:
             return
-        self._todo.update(name for name, _ in self._store.scan_state(DATANET) if self._wants(name))
+        self._pending.update(name for name, _ in self._store.scan_state(DATANET) if self._wants(name))
         self._erased.update(name for name, _ in self._store.scan_state(ERASURES))
 
     def executed(self, done: ExecutedBlock) -> None:
@@ -86,14 +86,14 @@ class SpanFollower:
             if key.startswith(CONTRIBUTION):
                 found = get_contribution(self._store, key[len(CONTRIBUTION) :])
                 if found is not None and self._wants(found.datanet):
-                    self._todo.add(found.datanet)
+                    self._pending.add(found.datanet)
             elif key.startswith(ERASURES) and name is not None:
                 self._erased.add(key[len(ERASURES) :])
         self.carry_on(done.head.height)
 
     def carry_on(self, height: int) -> None:
         """Start the work that is left, unless it is in hand or all of it rests."""
-        due = {name for name in self._todo if self._resting_until.get(name, 0) <= height}
+        due = {name for name in self._pending if self._resting_until.get(name, 0) <= height}
         if self.enabled and (due or self._erased) and not self._working:
             self._working = self._start(self._work, due, height)
 
@@ -113,14 +113,14 @@ class SpanFollower:
         try:
             await self._erase_all()
             for datanet in sorted(due):
-                self._todo.discard(datanet)
+                self._pending.discard(datanet)
                 if not await self._catch_up(datanet):
-                    self._todo.add(datanet)
+                    self._pending.add(datanet)
                     self._resting_until[datanet] = height + REST_HEIGHTS
                 await self._erase_all()
         except (OSError, StorageError, LedgerError, SpanFileError, SpanLimit) as error:
             log.error("spans_not_indexed", reason=str(error), next="tried again later")
-            self._todo |= due
+            self._pending |= due
             self._resting_until |= dict.fromkeys(due, height + REST_HEIGHTS)
         finally:
             self._working = False

@@ -142,9 +142,11 @@ def test_turning_is_the_exact_product_with_both_bases() -> None:
 def test_how_many_factors_are_taken_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = random_batch(8, [3, 1, 4])
     gradients, shapes = factor_gradients(batch), factor_shapes(batch)
-    turning = Turning(bases_of([moments(g) for g in gradients], shapes), shapes)
-    expected = turning.turned(gradients)
+    bases = bases_of([moments(g) for g in gradients], shapes)
+    expected = Turning(bases, shapes).turned(gradients)
     for room in (1, 200):
+        monkeypatch.setattr("attribution.whitening.bases._QUANTISED_AT_ONCE", room)
+        turning = Turning(bases, shapes)
         monkeypatch.setattr("attribution.whitening.gradients._NUMBERS_AT_ONCE", room)
         monkeypatch.setattr("attribution.whitening.bases._NUMBERS_AT_ONCE", room)
         assert all(a.equal(b) for a, b in zip(factor_gradients(batch), gradients, strict=True))
