@@ -25,6 +25,7 @@ from node.home import Home, lock_home, open_home
 from node.ledger.errors import LedgerError
 from node.log import configure_logging
 from node.node import Node
+from node.signature_rule import check_signature_rule
 from node.snapshot.late import StartAnew
 from node.stacks import write_stacks_on_signal
 from node.storage.errors import StorageError
@@ -51,6 +52,7 @@ def main(root: Path, overrides: Mapping[str, object] | None = None) -> int:
         config = load_config(home.config_path, overrides=overrides)
         configure_logging(config.log, moniker=config.node.moniker)
         log.info("starting", version=__version__, code=form())
+        check_signature_rule()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         with lock_home(home):
             return _run(home, config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ FLAGS = ("sse4_1", "avx", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "
 """The processor's features that decide which kernels run, as the kernel names them."""
 HASH_DIGITS = 12
 ORACLE = "products = oracle"
+SIGNATURES = "signatures"
 AUDIT_PARTS = ("decoding", "scores")
 """What an audit consists of: the answer again, then its scores. Each may take half of the window for attestations."""
 
@@ -50,6 +52,7 @@ def run(parsed: argparse.Namespace) -> int:
     found: list[Check] = []
     problem = ""
     try:
+        found.append(_signatures())
         found.extend(checks(parsed.device, parsed.quick))
     except (ExactError, OSError) as error:
         problem = f"the check could not run: {error}"
@@ -95,6 +98,8 @@ def too_slow(found: list[Check], needed: dict[str, float], backend: str) -> list
 def advice(found: list[Check], problem: str) -> list[str]:
     """What to do about the checks that failed, the most useful thing first."""
     lines = [problem] if problem else []
+    lines += [check.problem for check in found if check.name == SIGNATURES and not check.passed]
+    found = [check for check in found if check.name != SIGNATURES]
     first = next((check for check in found if not check.passed), None)
     if first is not None:
         by = f" by {first.backend}" if first.backend else ""
@@ -129,6 +134,19 @@ def advice(found: list[Check], problem: str) -> list[str]:
             "If it still differs, please report this output with --json: it is a bug, here or in a kernel."
         )
     return lines
+
+
+def _signatures() -> Check:
+    """Whether this machine's library takes exactly the signatures that count."""
+    from attribution.selfcheck import Check
+    from node.signature_rule import SignatureRuleDiffers, check_signature_rule
+
+    problem, start_s = "", time.perf_counter()
+    try:
+        check_signature_rule()
+    except SignatureRuleDiffers as error:
+        problem = str(error)
+    return Check(SIGNATURES, "", problem, "", "", int(1e6 * (time.perf_counter() - start_s)), 0.0, "")
 
 
 def _processor() -> dict[str, str | int]:

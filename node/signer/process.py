@@ -17,6 +17,7 @@ from node.errors import ConfigInvalid, KeyFileInvalid, NodeError
 from node.ledger.errors import LedgerError
 from node.log import configure_logging
 from node.passphrase import Unlock
+from node.signature_rule import check_signature_rule
 from node.signer.home import SignerHome, is_plain, open_signer
 from node.signer.server import Server, listening
 from node.storage.errors import StorageError
@@ -33,6 +34,7 @@ def main(place: SignerHome, unlock: Unlock, socket_path: Path, uids: Collection[
     configure_logging(LogSection(format=form), moniker="signer")
     faults: list[BaseException] = []
     try:
+        check_signature_rule()
         with open_signer(place, unlock) as custodian, listening(socket_path, shared=bool(uids)) as listener:
             if is_plain(place):
                 log.info("key_in_the_clear", remedy="make the home with a passphrase")

@@ -9,6 +9,18 @@ CONFIG = "tests/unit/node/test_config.py::"
 COMMANDS = "tests/unit/node/test_cli_keys.py::"
 ERRORS = "tests/unit/node/test_cli_errors.py::"
 DAEMON = "tests/integration/test_cli_daemon.py::"
+STARTUP = "tests/unit/node/test_startup.py::"
+
+_SIGNATURES = tuple(
+    Removal(
+        threat=f"a {who} whose library takes signatures that do not count",
+        file=file,
+        text="        check_signature_rule()\n",
+        instead="",
+        tests=(STARTUP + "test_neither_daemon_nor_signer_runs_where_other_signatures_count",),
+    )
+    for who, file in (("daemon", "node/daemon.py"), ("signer", "node/signer/process.py"))
+)
 
 _FILES = (
     Removal(
@@ -525,4 +537,12 @@ _SIGNER = (
     ),
 )
 
-REMOVALS: tuple[Removal, ...] = (*_FILES, *_FORMAT, *_PASSPHRASES, *_CONFIG, *_COMMANDS, *_SIGNER)
+REMOVALS: tuple[Removal, ...] = (
+    *_SIGNATURES,
+    *_FILES,
+    *_FORMAT,
+    *_PASSPHRASES,
+    *_CONFIG,
+    *_COMMANDS,
+    *_SIGNER,
+)

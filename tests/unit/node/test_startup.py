@@ -10,17 +10,21 @@ import pytest
 import structlog
 
 from consensus.safety import SafetyRecord
-from node import daemon
+from node import daemon, signature_rule
 from node.config import load_config
 from node.devnet.layout import claim_home
 from node.devnet.network import create_network
 from node.errors import ConfigInvalid, KeyFileInvalid
 from node.home import Home
+from node.keystore import Passphrase
 from node.node import Node
+from node.signer import process
+from node.signer.home import SignerHome
 from node.startup import check_retention, load_genesis
 from node.storage.chain import ChainStore
 from node.storage.database import Database
 from node.storage.errors import DatabaseCorrupt, SafetyRecordUnusable, StorageError
+from tests.unit.node import ed25519_reference
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +195,22 @@ def test_the_daemon_ends_with_a_code_and_a_line_that_says_why_and_what_to_do(
     assert "cannot_start" in said
     assert advice in said
     assert "Traceback" not in said
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_neither_daemon_nor_signer_runs_where_other_signatures_count(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signature_rule, "verify", ed25519_reference.counts_with_cofactor)
+    assert daemon.main(home.root) == daemon.EXIT_FAILED
+    assert "requirements.lock" in capsys.readouterr().err
+    place = SignerHome(tmp_path / "signer")
+    assert process.main(place, load_nothing, tmp_path / "socket", (), "console") == process.EXIT_FAILED
+    assert "requirements.lock" in capsys.readouterr().err
+
+
+def load_nothing(path: Path) -> Passphrase:
+    raise AssertionError(f"{path} is not to be opened")
 
 
 def test_a_database_with_a_flipped_bit_is_never_read_as_if_it_were_whole(home: Home) -> None:
