@@ -1,7 +1,7 @@
 """Models on this node's disk, and what its worker makes of them.
 
     artefacts/bases/HASH.safetensors     bases this node holds
-    artefacts/indices/ADAPTER_ID/        indices it rebuilt itself
+    artefacts/indices/ADAPTER_ID/        indices it rebuilt itself, or fetched where records were erased
 
 Adapters and records are blobs. A job is given paths below this node's own home and nothing else.
 """
@@ -23,6 +23,7 @@ from node.ledger.openings import Opening
 from node.ledger.overlay import StateReader
 from node.ledger.results import AuditResult
 from node.ledger.state import get_params
+from node.network.errors import NetworkError
 from node.recompute.jobs import (
     AuditDone,
     AuditJob,
@@ -31,10 +32,13 @@ from node.recompute.jobs import (
     IndexJob,
     JobRefused,
     RowsErased,
+    TakeJob,
+    unfinished_folder,
 )
 from node.recompute.process import RecomputeProcess
 from node.storage.blobs import BlobStore
 from node.training import Training, training_of
+from node.wire import BLOB_PART_BYTES, INDEX_FILES
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +58,7 @@ class Artefacts:
         self._fetcher = fetcher
         self._worker = worker
         self._copying = threading.Lock()
+        self._fetching = trio.Lock()
         self._bases.mkdir(parents=True, exist_ok=True)
         self._indices.mkdir(parents=True, exist_ok=True)
 
@@ -82,17 +87,9 @@ class Artefacts:
 
     async def rebuild_index(self, adapter_id: bytes, adapter: Adapter) -> bytes | None:
         """Rebuild an adapter's index from the committed records; returns its root, or None when it cannot be done."""
-        if not await self.holds_base(adapter.base_hash):
-            log.warning("base_missing", adapter=adapter_id.hex(), base=adapter.base_hash.hex())
-            return None
         training = self.training(adapter_id, adapter)
-        wanted = [(adapter.blob_digest, adapter.blob_bytes)]
-        wanted += [(entry.blob_digest, entry.blob_bytes) for entry in training.contributions]
-        for place, (name, size_bytes) in enumerate(wanted, -1):
-            left = place in training.blanked and await self._holds_remaining(name)
-            if not left and not await self._fetcher.blob(name, size_bytes):
-                log.warning("artefact_missing", adapter=adapter_id.hex(), blob=name.hex())
-                return None
+        if not await self._holds_parts(adapter_id, adapter, training):
+            return None
         result = await self._worker.submit(
             IndexJob(
                 str(self.base_path(adapter.base_hash)),
@@ -113,8 +110,8 @@ class Artefacts:
     ) -> AuditResult | None:
         """Recompute output and attribution of an inference; None when this machine cannot.
 
-        A refusal means a damaged file here: base, adapter and records are made whole, the index is rebuilt, and the
-        job is tried once more.
+        A refusal means a damaged file here: base, adapter and records are made whole, the index is rebuilt or fetched,
+        and the job is tried once more.
         """
         folder = self.index_folder(adapter_id)
         training = self.training(adapter_id, adapter)
@@ -135,12 +132,17 @@ class Artefacts:
             contributions=self._paths(training) if erased else (),
             gaps=training.gaps if erased else (),
         )
+        whole = False
         if folder.is_dir():
             result = await self._worker.submit(job)
             if isinstance(result, AuditDone):
                 return AuditResult(result.status, result.result_hash, result.shares)
             log.error("audit_refused", adapter=adapter_id.hex(), reason=_reason(result), next="mending")
-        if await self.rebuild_index(adapter_id, adapter) != adapter.index_root:
+            whole = not (isinstance(result, JobRefused) and result.index_damaged)
+        if training.erased_rows(done=True):
+            if whole or not await self._fetch_index(adapter_id, adapter, training):
+                return None
+        elif await self.rebuild_index(adapter_id, adapter) != adapter.index_root:
             return None
         result = await self._worker.submit(job)
         if isinstance(result, AuditDone):
@@ -155,7 +157,8 @@ class Artefacts:
         if not rows:
             return True
         job = EraseJob(str(self.index_folder(adapter_id)), rows, self._paths(training), training.gaps)
-        result = await self._worker.submit(job)
+        async with self._fetching:  # what is being fetched would lose its folder
+            result = await self._worker.submit(job)
         if isinstance(result, RowsErased):
             return True
         log.error("rows_not_erased", adapter=adapter_id.hex(), reason=_reason(result))
@@ -174,6 +177,69 @@ class Artefacts:
         """What an adapter was trained on, and what is erased of it."""
         return training_of(self._reader, adapter_id, adapter)
 
+    def index_part(self, adapter_id: bytes, file: int, offset: int) -> bytes:
+        """A part of a file of an index that lies here whole, for a peer; nothing where there is none."""
+        try:
+            descriptor = os.open(self.index_folder(adapter_id) / INDEX_FILES[file], os.O_RDONLY)
+        except FileNotFoundError:
+            return b""
+        try:
+            return os.pread(descriptor, BLOB_PART_BYTES, offset)
+        finally:
+            os.close(descriptor)
+
+    async def _fetch_index(self, adapter_id: bytes, adapter: Adapter, training: Training) -> bool:
+        """Fetch an active adapter's index, of which records were erased, so that nobody can build it any more.
+
+        A quorum rebuilt it when the adapter was published and attested its root, which proves every row and base; peers
+        are asked one after the other.
+        """
+        if not await self._holds_parts(adapter_id, adapter, training):
+            return False
+        folder = unfinished_folder(self.index_folder(adapter_id))
+        async with self._fetching:
+            # The state of now: what was erased while this waited must not be written again.
+            training = self.training(adapter_id, adapter)
+            job = TakeJob(
+                str(self.index_folder(adapter_id)),
+                adapter.index_root,
+                training.erased_rows(done=True),
+                self._paths(training),
+                training.gaps,
+            )
+            for peer_id in self._fetcher.connected():
+                try:
+                    await trio.to_thread.run_sync(_empty, folder)
+                    if not await self._fetcher.index(peer_id, adapter_id, folder):
+                        continue
+                except NetworkError as error:
+                    log.debug("fetch_failed", what=adapter_id.hex(), peer=peer_id, error=str(error))
+                    continue
+                result = await self._worker.submit(job)
+                if isinstance(result, IndexBuilt):
+                    log.info("index_fetched", adapter=adapter_id.hex(), peer=peer_id)
+                    return True
+                log.error("index_refused", adapter=adapter_id.hex(), peer=peer_id, reason=_reason(result))
+                if isinstance(result, JobRefused) and result.index_damaged:
+                    self._fetcher.blame_index(peer_id, result.reason)
+            await trio.to_thread.run_sync(shutil.rmtree, folder, True)
+        log.warning("index_not_fetched", adapter=adapter_id.hex(), reason="no peer sent it")
+        return False
+
+    async def _holds_parts(self, adapter_id: bytes, adapter: Adapter, training: Training) -> bool:
+        """Whether base, adapter and what is left of the records are here, or can be had."""
+        if not await self.holds_base(adapter.base_hash):
+            log.warning("base_missing", adapter=adapter_id.hex(), base=adapter.base_hash.hex())
+            return False
+        wanted = [(adapter.blob_digest, adapter.blob_bytes)]
+        wanted += [(entry.blob_digest, entry.blob_bytes) for entry in training.contributions]
+        for place, (name, size_bytes) in enumerate(wanted, -1):
+            left = place in training.blanked and await self._holds_remaining(name)
+            if not left and not await self._fetcher.blob(name, size_bytes):
+                log.warning("artefact_missing", adapter=adapter_id.hex(), blob=name.hex())
+                return False
+        return True
+
     async def _holds_remaining(self, blob: bytes) -> bool:
         """Whether what erasures left of a contribution's blob is here, or can be had."""
         name = remaining_name(blob)
@@ -188,6 +254,11 @@ class Artefacts:
             name = left if place in training.blanked and self._blobs.has(left) else entry.blob_digest
             paths.append(str(self._blobs.path(name)))
         return tuple(paths)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
 def _reason(result: object) -> str:

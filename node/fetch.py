@@ -1,6 +1,7 @@
-"""Fetching what is named by its digest: blobs and batches, from whichever peer has them."""
+"""Fetching what is named by its digest: blobs and batches, from whichever peer has them; and indices, by their adapter."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 
 import structlog
 import trio
@@ -13,12 +14,20 @@ from node.network.network import Network
 from node.storage.blobs import BLOB_BYTES_MAX, BlobStore, Note
 from node.storage.chain import ChainStore
 from node.storage.errors import BlobDigestMismatch, BlobQuotaExceeded, LooseQuotaExceeded
-from node.wire import BLOB_PART_BYTES, Request, encode_blob_request
+from node.wire import (
+    BLOB_PART_BYTES,
+    INDEX_BYTES_MAX,
+    INDEX_FILES,
+    Request,
+    encode_blob_request,
+    encode_index_request,
+)
 
 log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
 BLOB_TIMEOUT_S = 30.0
+INDEX_TIMEOUT_S = 300.0
 ROUNDS_MAX = 8
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 3.0
@@ -26,6 +35,8 @@ DELAY_S_MAX = 3.0
 BATCHES_ASKED_MAX = 8
 BLOBS_ASKED_MAX = 8
 WRONG_BYTES_POINTS = 40
+# An honest validator with a damaged disk sends it, too, until its own next audit tells it.
+WRONG_INDEX_POINTS = 10
 
 
 class Fetcher:
@@ -141,6 +152,35 @@ class Fetcher:
             if data is not None:
                 return data
         return None
+
+    def connected(self) -> list[str]:
+        """Peers that may be asked now."""
+        return [peer.peer_id for peer in self._network.peers() if peer.connected]
+
+    def blame_index(self, peer_id: str, reason: str) -> None:
+        """Penalise a peer for an index that is not the one that was asked for."""
+        self._network.penalise(peer_id, WRONG_INDEX_POINTS, f"wrong index: {reason}")
+
+    async def index(self, peer_id: str, adapter_id: bytes, folder: Path) -> bool:
+        """Fetch the files of an adapter's index from one peer into ``folder``; returns whether all came. None is checked.
+
+        Stops after `INDEX_TIMEOUT_S` or `INDEX_BYTES_MAX`. Raises NetworkError, OSError.
+        """
+        size_bytes = 0
+        with trio.move_on_after(INDEX_TIMEOUT_S):
+            for number, name in enumerate(INDEX_FILES):
+                offset, full = 0, True
+                async with await trio.open_file(folder / name, "wb") as file:
+                    while full:
+                        request = encode_index_request(adapter_id, number, offset)
+                        part = await self._network.request(peer_id, Request.INDEX, request, REQUEST_TIMEOUT_S)
+                        offset, size_bytes = offset + len(part), size_bytes + len(part)
+                        if not offset or size_bytes >= INDEX_BYTES_MAX:
+                            return False
+                        await file.write(part)
+                        full = len(part) == BLOB_PART_BYTES
+            return True
+        return False
 
     async def _whole_blob_from(self, peer_id: str, name: bytes, note: Note | None) -> None:
         """Fetch parts up to the first that is not full."""

@@ -300,6 +300,7 @@ class Node:
             lead_blocks_min=lambda: 16 if self.votes else 1,
             shelf=self._served_shelf,
             late=Latecomer(self.store, client, self.config.sync, every).consider,
+            index_part=lambda adapter, file, offset: self.artefacts.index_part(adapter, file, offset),
         )
         self.announcer = Announcer(self.network, self.directory, self.sync, self.tasks.start)
 

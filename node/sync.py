@@ -52,6 +52,7 @@ from node.wire import (
     decode_block_request,
     decode_chunk_request,
     decode_epochs_request,
+    decode_index_request,
     decode_range,
     decode_range_request,
     encode_announcement,
@@ -108,10 +109,11 @@ class Sync:
         lead_blocks_min: Callable[[], int],
         shelf: Shelf | None = None,
         late: Callable[[int, bool], Awaitable[None]] | None = None,
+        index_part: Callable[[bytes, int, int], bytes] | None = None,
     ) -> None:
         """Join the rooms.
 
-        `shelf` holds the snapshots that are served. `late` is asked, with the height of a peer that is ahead and whether blocks in
+        `index_part` reads from the indices that lie here (adapter, file, offset). `shelf` holds the snapshots that are served. `late` is asked, with the height of a peer that is ahead and whether blocks in
         between were refused as pruned, before each range; it may end the node, to start anew from a snapshot.
 
         `uncommitted` answers for blocks that only consensus holds; `lead_blocks_min` says how far ahead a peer must be before a range is fetched (consensus closes small gaps).
@@ -134,6 +136,7 @@ class Sync:
         self._resting: dict[str, tuple[float, float]] = {}
         self._served = SnapshotServer(store, shelf)
         self._late = late
+        self._index_part = index_part
         self._pruned: set[str] = set()  # peers that do not have the next block any more
         self._wake = trio.Event()
         self._polls_spared = 0
@@ -163,6 +166,13 @@ class Sync:
                     return await trio.to_thread.run_sync(self._served.chunk, *decode_chunk_request(payload))
                 case Request.EPOCHS:
                     return await trio.to_thread.run_sync(self._served.epochs, *decode_epochs_request(payload))
+                case Request.INDEX:
+                    asked = decode_index_request(payload)
+                    return (
+                        b""
+                        if self._index_part is None
+                        else await trio.to_thread.run_sync(self._index_part, *asked)
+                    )
         except WireError as error:
             raise RequestRefused(REFUSED_MALFORMED, str(error)) from error
         raise RequestRefused(REFUSED_MALFORMED, f"unknown request kind {kind}")

@@ -21,6 +21,10 @@ ID_BYTES = 32
 EPOCH_ROWS_MAX = 64
 EPOCH_ROWS_BYTES_MAX = 4 << 20
 SNAPSHOT_OFFER_BYTES_MAX = 2 << 20
+INDEX_FILES = ("header.bin", "bases.bin", "weights.bin", "rows.bin", "standing.bin")
+"""Files of an adapter's index (`attribution.index`), by their number in a request; what says which rows are erased is fetched last."""
+INDEX_BYTES_MAX = 1 << 30
+"""Of all files of one index together, as far as a peer's is fetched."""
 
 
 class Frame(IntEnum):
@@ -43,6 +47,7 @@ class Request(IntEnum):
     SNAPSHOT = 6
     CHUNK = 7
     EPOCHS = 8
+    INDEX = 9
 
 
 class Topic:
@@ -187,6 +192,24 @@ def decode_blob_request(data: bytes) -> tuple[bytes, int]:
         case [bytes(blob_digest), int(offset)] if len(blob_digest) == ID_BYTES and _integers(offset):
             return blob_digest, offset
     raise WireError("expected [blob digest, offset]")
+
+
+def encode_index_request(adapter_id: bytes, file: int, offset: int) -> bytes:
+    """Return the body of an INDEX request: one part, of at most BLOB_PART_BYTES, of a file of an adapter's index."""
+    return codec.encode([adapter_id, file, offset])
+
+
+def decode_index_request(data: bytes) -> tuple[bytes, int, int]:
+    """Return (adapter id, number of the file in INDEX_FILES, offset); raises WireError."""
+    match _decode(data, 64):
+        case [bytes(adapter_id), int(file), int(offset)] if (
+            len(adapter_id) == ID_BYTES
+            and _integers(file, offset)
+            and file < len(INDEX_FILES)
+            and offset < INDEX_BYTES_MAX
+        ):
+            return adapter_id, file, offset
+    raise WireError("expected [adapter id, number of a file, offset]")
 
 
 def encode_chunk_request(height: int, index: int) -> bytes:

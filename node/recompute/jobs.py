@@ -6,6 +6,7 @@ worker share one file system and one home.
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from consensus import codec
@@ -125,7 +126,40 @@ class EraseJob:
         ]
 
 
-Job = IndexJob | AuditJob | EraseJob
+@dataclass(frozen=True, slots=True)
+class TakeJob:
+    """Take the index that was fetched from a peer into the `unfinished_folder` beside `index_folder`, if it is the one with `index_root`.
+
+    `rows` are those whose erasure is done: they are blanked, and no other may be missing. Who leads the near-duplicates
+    that remain, which the root does not cover, is found from the records and not believed.
+    """
+
+    index_folder: str
+    index_root: bytes
+    rows: tuple[int, ...]
+    contributions: tuple[str, ...]
+    gaps: tuple[Gap, ...]
+
+    def fields(self) -> Fields:
+        """The job as an array."""
+        return [
+            "take",
+            self.index_folder,
+            self.index_root,
+            list(self.rows),
+            list(self.contributions),
+            _gap_fields(self.gaps),
+        ]
+
+
+OnIndex = IndexJob | EraseJob | TakeJob
+"""Jobs that change an index: one at a time."""
+Job = AuditJob | OnIndex
+
+
+def unfinished_folder(index_folder: Path) -> Path:
+    """Where an index is built, or fetched to, until it is whole."""
+    return index_folder.with_suffix(".part")
 
 
 def _gap_fields(gaps: tuple[Gap, ...]) -> Fields:
@@ -176,13 +210,17 @@ class AuditDone:
 
 @dataclass(frozen=True, slots=True)
 class JobRefused:
-    """The job could not be done here (a damaged file, a machine that fails its self-check); nothing is attested."""
+    """The job could not be done here (a damaged file, a machine that fails its self-check); nothing is attested.
+
+    `index_damaged` says that the files of the index are not those of its root.
+    """
 
     reason: str
+    index_damaged: bool = False
 
     def fields(self) -> Fields:
         """The result as an array."""
-        return ["refused", self.reason]
+        return ["refused", self.reason, int(self.index_damaged)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +229,7 @@ class IndexRefused(JobRefused):
 
     def fields(self) -> Fields:
         """The result as an array."""
-        return ["index-refused", self.reason]
+        return ["index-refused", self.reason, int(self.index_damaged)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +278,8 @@ def parse_job(body: bytes) -> Job:
             return IndexJob(base, adapter, adapter_hash, tuple(map(str, contributions)), folder, gaps)
         case ["erase", str(folder), list(rows), list(contributions), list(gaps)]:
             return EraseJob(folder, _integers(rows), tuple(map(str, contributions)), _gaps(gaps))
+        case ["take", str(folder), bytes(root), list(rows), list(contributions), list(gaps)]:
+            return TakeJob(folder, root, _integers(rows), tuple(map(str, contributions)), _gaps(gaps))
         case [
             "audit", str(base), str(adapter), bytes(adapter_hash), str(folder), bytes(index_root), list(owners),
             list(prompt_ids), list(output_ids), int(new_tokens_max), int(floor_ppm), *missing,
@@ -291,9 +331,9 @@ def parse_result(body: bytes) -> JobResult:
             return AuditDone(status, result_hash, tuple((address, share) for address, share in shares))
         case ["rows-erased", int(rows)]:
             return RowsErased(rows)
-        case ["refused", str(reason)]:
-            return JobRefused(reason)
-        case ["index-refused", str(reason)]:
-            return IndexRefused(reason)
+        case ["refused", str(reason), (0 | 1) as damaged]:
+            return JobRefused(reason, bool(damaged))
+        case ["index-refused", str(reason), (0 | 1) as damaged]:
+            return IndexRefused(reason, bool(damaged))
         case other:
             raise WorkerProtocolError(f"no result: {str(other)[:80]}")

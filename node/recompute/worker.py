@@ -34,9 +34,11 @@ from node.recompute.jobs import (
     JobRefused,
     JobResult,
     RowsErased,
+    TakeJob,
     pack_frame,
     parse_job,
     read_frame,
+    unfinished_folder,
 )
 
 if TYPE_CHECKING:
@@ -98,16 +100,18 @@ def serve(jobs: BinaryIO, results: BinaryIO, make_engine: Callable[[], "Engine"]
             match parse_job(waiting.get()):
                 case AuditJob() as audit:
                     answer(engine.perform(audit))
-                case IndexJob() | EraseJob():
+                case IndexJob() | EraseJob() | TakeJob():
                     answer(IndexRefused("an index is being built"))
 
     while True:
         match parse_job(waiting.get()):
             case AuditJob() as audit:
                 answer(engine.perform(audit))
-            case IndexJob() | EraseJob() as index:
+            case IndexJob() | EraseJob() | TakeJob() as index:
                 result = engine.perform(index, between)
-                answer(IndexRefused(result.reason) if isinstance(result, JobRefused) else result)
+                if isinstance(result, JobRefused):
+                    result = IndexRefused(result.reason, result.index_damaged)
+                answer(result)
 
 
 def _read_jobs(jobs: BinaryIO, waiting: "queue.Queue[bytes]") -> None:
@@ -160,8 +164,10 @@ class Engine:
                     return self._audit(job)
                 case EraseJob():
                     return self._erase_rows(job, between)
+                case TakeJob():
+                    return self._take_index(job, between)
         except refusals as error:
-            return JobRefused(f"{type(error).__name__}: {error}")
+            return JobRefused(f"{type(error).__name__}: {error}", isinstance(error, IndexFileError))
 
     def _build_index(self, job: IndexJob, between: Callable[[], None]) -> IndexBuilt:
         from attribution.duplicates import leaders
@@ -176,7 +182,7 @@ class Engine:
         base, adapter = self._models(job.base, job.adapter, job.adapter_hash)
         folder = Path(job.index_folder)
         # A folder under the final name is always whole: a killed build leaves only the other one.
-        unfinished = folder.with_suffix(".part")
+        unfinished = unfinished_folder(folder)
         shutil.rmtree(unfinished, ignore_errors=True)
         longest, limit = max(map(len, records), default=0), base.config.max_position_embeddings
         if longest > limit:  # before anything is done for records that the model cannot read
@@ -201,7 +207,7 @@ class Engine:
         from attribution.index_files import erase_rows
 
         folder = Path(job.index_folder)
-        shutil.rmtree(folder.with_suffix(".part"), ignore_errors=True)
+        shutil.rmtree(unfinished_folder(folder), ignore_errors=True)
         if not folder.is_dir():
             return RowsErased(0)
         standing = Index.open(folder).standing
@@ -211,8 +217,25 @@ class Engine:
             erase_rows(folder, gone, self._leaders_without(job, gone, between) if led else None)
         return RowsErased(len(job.rows))
 
+    def _take_index(self, job: TakeJob, between: Callable[[], None]) -> IndexBuilt:
+        """Believe nothing of a fetched index but what its root covers, and of that everything."""
+        from attribution.index import Index, IndexFileError
+        from attribution.index_files import erase_rows
+
+        folder = Path(job.index_folder)
+        fetched = unfinished_folder(folder)
+        standing = Index.open(fetched, job.index_root).standing
+        if standing.clusters is None:
+            raise IndexFileError("an index without leaders")
+        if not standing.erased.keys() <= set(job.rows):  # its sender may only be some blocks ahead
+            raise RecordsErased("rows that count here are erased in it")
+        index = erase_rows(fetched, job.rows, self._leaders_without(job, job.rows, between))
+        shutil.rmtree(folder, ignore_errors=True)
+        fetched.rename(folder)
+        return IndexBuilt(job.index_root, index.record_count)
+
     def _leaders_without(
-        self, job: AuditJob | EraseJob, erased: Collection[int], between: Callable[[], None]
+        self, job: AuditJob | EraseJob | TakeJob, erased: Collection[int], between: Callable[[], None]
     ) -> tuple[int, ...]:
         """Leaders of the index's records, as if the erased ones had never been there; remembered."""
         from attribution.duplicates import leaders

@@ -207,6 +207,7 @@ def wire_targets() -> list[Target]:
         _wire("range", wire.decode_range, wire.encode_range, 2 * wire.RANGE_BYTES_MAX, "range answer"),
         _wire("block-request", wire.decode_block_request, lambda value: wire.encode_block_request(*value), 64, "block request"),
         _wire("blob-request", wire.decode_blob_request, lambda value: wire.encode_blob_request(*value), 64, "blob request"),
+        _wire("index-request", wire.decode_index_request, lambda value: wire.encode_index_request(*value), 64, "index request"),
         _wire("chunk-request", wire.decode_chunk_request, lambda value: wire.encode_chunk_request(*value), 64, "chunk request"),
         _wire("epochs-request", wire.decode_epochs_request, lambda value: wire.encode_epochs_request(*value), 64, "epochs request"),
         _wire("epoch-rows", wire.decode_epoch_rows, wire.encode_epoch_rows, 2 * wire.EPOCH_ROWS_BYTES_MAX, "epochs answer"),

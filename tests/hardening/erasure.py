@@ -7,6 +7,7 @@ from tests.hardening.removal import Removal
 _LEDGER = "tests/unit/node_ledger/test_ledger_erasure.py::"
 _PAID = "tests/unit/node/test_paid_records.py::"
 _SPANS = "tests/unit/node/test_spans_follower.py::"
+_ENGINE = "tests/unit/node_recompute/test_engine.py::"
 _CLI = "tests/unit/node/test_cli_records.py::"
 
 REMOVALS: tuple[Removal, ...] = (
@@ -187,5 +188,50 @@ REMOVALS: tuple[Removal, ...] = (
         "            _check_order(client, body)\n",
         "            pass\n",
         (f"{_CLI}test_an_adapter_in_another_order_is_not_sent_and_the_right_one_is_said",),
+    ),
+    Removal(
+        "another's index whose root is not looked at",
+        "node/recompute/worker.py",
+        "Index.open(fetched, job.index_root).standing",
+        "Index.open(fetched).standing",
+        (
+            f"{_PAID}test_a_peer_that_sends_another_index_is_left_for_the_next",
+            f"{_ENGINE}test_what_the_root_does_not_prove_is_refused_and_its_senders_fault",
+        ),
+    ),
+    Removal(
+        "another's index without rows that count",
+        "node/recompute/worker.py",
+        "        if not standing.erased.keys() <= set(job.rows):  #",
+        "        if False:  #",
+        (f"{_ENGINE}test_an_index_without_rows_that_count_here_is_refused_and_nobodys_fault",),
+    ),
+    Removal(
+        "leaders taken on a peer's word",
+        "node/recompute/worker.py",
+        "erase_rows(fetched, job.rows, self._leaders_without(job, job.rows, between))",
+        "erase_rows(fetched, job.rows, standing.clusters)",
+        (f"{_ENGINE}test_an_index_of_anothers_is_taken_with_the_leaders_of_ones_own",),
+    ),
+    Removal(
+        "an index without end",
+        "node/fetch.py",
+        "if not offset or size_bytes >= INDEX_BYTES_MAX:",
+        "if not offset:",
+        (f"{_PAID}test_a_peer_that_sends_another_index_is_left_for_the_next",),
+    ),
+    Removal(
+        "an index that is fetched again for each inference of before an erasure",
+        "node/artefacts.py",
+        "            if whole or not await",
+        "            if not await",
+        (f"{_PAID}test_an_inference_of_before_the_erasure_fetches_nothing",),
+    ),
+    Removal(
+        "a half-fetched index that stays",
+        "node/artefacts.py",
+        "            await trio.to_thread.run_sync(shutil.rmtree, folder, True)\n",
+        "",
+        (f"{_PAID}test_where_nobody_has_it_nothing_is_attested_and_nothing_stays",),
     ),
 )

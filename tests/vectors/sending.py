@@ -116,6 +116,7 @@ def encodings() -> list[Encoding]:
         Encoding("epochs request", (2, 5), wire.encode_epochs_request(2, 5)),
         Encoding("epochs answer", (b"row", b""), wire.encode_epoch_rows([b"row", b""])),
         Encoding("snapshot offer", named(OFFER), wire.encode_snapshot_offer(OFFER)),
+        Encoding("index request", (o.ONE.id, 3, 1 << 18), wire.encode_index_request(o.ONE.id, 3, 1 << 18)),
         Encoding("blob request", (o.ONE.id, 1 << 18), wire.encode_blob_request(o.ONE.id, 1 << 18)),
         *(
             Encoding(f"worker job {type(job).__name__}", job.fields(), pack_frame(job.fields())[4:])

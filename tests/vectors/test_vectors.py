@@ -164,6 +164,7 @@ def test_every_kind_of_transaction_message_frame_and_request_has_a_vector() -> N
         Request.BLOB: "blob request",
         Request.CHUNK: "chunk request",
         Request.EPOCHS: "epochs request",
+        Request.INDEX: "index request",
     }
     assert set(carried.values()) <= set(entries)
     # These say nothing: the request is empty, or it is the 32 bytes of a digest.

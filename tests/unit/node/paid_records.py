@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 Records = Sequence[Sequence[int]]
 NEW_TOKENS = 6
+PEER = "peer-val0"
 FLOORLESS = replace(PARAMS, attribution_floor_ppm=0)
 
 
@@ -90,9 +91,15 @@ class EngineWorker:
 class PaidRecords:
     """Contributions of real records, an adapter over them, audits of its answers."""
 
-    def __init__(self, folder: Path, contributions: Sequence[tuple[str, Records]]) -> None:
-        self.world = World(FLOORLESS)
-        self.room = Room("val0", folder)
+    def __init__(
+        self,
+        folder: Path,
+        contributions: Sequence[tuple[str, Records]],
+        beside: PaidRecords | None = None,
+    ) -> None:
+        """``beside``: another validator of the same chain, which has everything and is asked; this one starts with nothing."""
+        self.world: World = World(FLOORLESS) if beside is None else beside.world
+        self.room = Room("val0" if beside is None else "val1", folder)
         self.blobs = self.room.blobs
         self.worker = EngineWorker()
         self.store = cast("ChainStore", WorldStore(self.world))
@@ -103,15 +110,22 @@ class PaidRecords:
             self.room.fetcher,
             cast("RecomputeProcess", self.worker),
         )
+        self.room.sync._index_part = self.artefacts.index_part
         base = tiny_base()
         save_base(base, self.artefacts.base_path(base.hash))
+        self._sequence = 0
+        if beside is not None:
+            self.contributions: list[bytes] = beside.contributions
+            self.room.loopback.answers[PEER] = beside.room.sync.answer
+            self.eraser = self.new_eraser()
+            self.eraser.recall()
+            return
         self.datanet = self.world.accept("owner", DatanetCreate("docs", ("MIT",), ""))
         self.world.accept("owner", BaseRegister(base.hash, "tiny"))
         self.world.hold(base.hash, b"")
         self.world.accept("provider", ProviderBond(10 * PARAMS.provider_bond_min, "serves"))
         self.contributions = [self.contribute(name, records) for name, records in contributions]
         self.eraser = self.new_eraser()
-        self._sequence = 0
 
     def close(self) -> None:
         self.room.close()

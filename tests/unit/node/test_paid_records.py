@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import trio
 
 from attribution.index import Index
-from node import erasing
+from node import erasing, fetch
 from node.ledger.bodies import DatanetCreate, ProviderBond
 from node.ledger.erased import Remaining, erase_records, read_remaining
 from node.ledger.erasure import get_erasures, remaining_name
+from node.ledger.openings import Opening
 from node.ledger.results import AuditResult, AuditStatus
 from node.ledger.state import get_contribution
+from node.network.errors import RequestRefused
+from node.recompute.jobs import AuditJob, TakeJob
 from node.storage.blobs import BlobStore
 from node.storage.errors import BlobErased
-from tests.unit.node.paid_records import PaidRecords, an_adapter, reopened
+from node.wire import BLOB_PART_BYTES, INDEX_FILES, Request, decode_index_request
+from tests.unit.node.paid_records import PEER, PaidRecords, an_adapter, reopened
 from tests.unit.node.test_duties import no_shipped_base
 from tests.unit.node_ledger.world import PARAMS, address
 
@@ -330,3 +337,122 @@ def test_a_rest_is_proven_once_and_again_when_it_changed(
     made.carry_out()
     assert made.erased(made.contributions[0]) == [True, True, False]
     made.close()
+
+
+# --- an index that nobody can build any more ---
+
+
+def with_newcomer(tmp_path: Path) -> tuple[PaidRecords, PaidRecords, bytes, tuple[bytes, Opening]]:
+    """A chain whose adapter lost a record, an inference of after that, and a validator that has nothing yet."""
+    made, adapter = with_all(tmp_path / "made", [("ann", ANN), ("ben", (*BEN, NEAR[0]))])
+    made.erase("ann", made.contributions[0], 0)
+    settle(made)
+    made.carry_out()
+    made.world.accept("provider", ProviderBond(PARAMS.provider_bond_min, "serves"))  # the first was slashed
+    (tmp_path / "newcomer").mkdir()
+    return (
+        made,
+        PaidRecords(tmp_path / "newcomer", (), made),
+        adapter,
+        made.ask(adapter, an_adapter(), PROMPT),
+    )
+
+
+def ended(*nodes: PaidRecords) -> None:
+    for node in nodes:
+        assert not list((node.artefacts.index_folder(bytes(32)).parent).glob("*.part"))
+        node.close()
+
+
+def test_a_newcomer_fetches_the_index_that_an_erasure_left_and_finds_the_same(tmp_path: Path) -> None:
+    made, newcomer, adapter, asked = with_newcomer(tmp_path)
+    result = newcomer.audit(adapter, asked)
+    assert result == made.audit(adapter, asked)
+    assert paid(result)
+    taken = Index.open(newcomer.artefacts.index_folder(adapter))
+    assert taken.standing == Index.open(made.artefacts.index_folder(adapter)).standing
+    assert not newcomer.on_disk(bytes(ANN[0]))
+    assert newcomer.room.loopback.blamed == []
+    assert [type(job) for job in newcomer.worker.jobs] == [TakeJob, AuditJob]
+    # Others can have it from the newcomer now, and whoever lost it has it back.
+    (made.artefacts.index_folder(adapter) / "rows.bin").write_bytes(b"")
+    made.room.loopback.answers["newcomer"] = newcomer.room.sync.answer
+    assert made.audit(adapter, asked) == result
+    ended(made, newcomer)
+
+
+def test_who_is_to_attest_a_published_index_never_takes_anothers(tmp_path: Path) -> None:
+    made, newcomer, adapter, _ = with_newcomer(tmp_path)
+    assert newcomer.rebuilt(adapter) is None
+    assert not any(kind == Request.INDEX for _, kind, _ in newcomer.room.loopback.requests)
+    ended(made, newcomer)
+
+
+def test_an_inference_of_before_the_erasure_fetches_nothing(tmp_path: Path) -> None:
+    made, adapter = with_all(tmp_path / "made", [("ann", ANN), ("ben", BEN)])
+    before = made.ask(adapter, an_adapter(), PROMPT)
+    made.erase("ann", made.contributions[0], 0)
+    settle(made)
+    made.carry_out()
+    made.room.loopback.answers["peer"] = made.room.sync.answer
+    assert made.audit(adapter, before) is None
+    assert made.room.loopback.requests == []
+    ended(made)
+
+
+@pytest.mark.parametrize("lie", ["noise", "endless", "silent", "refuses", "another", "blank"])
+def test_a_peer_that_sends_another_index_is_left_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    made, newcomer, adapter, asked = with_newcomer(tmp_path)
+    monkeypatch.setattr(fetch, "INDEX_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(fetch, "REQUEST_TIMEOUT_S", 0.2)
+    honest = made.room.sync.answer
+
+    async def liar(asker: str, kind: int, payload: bytes) -> bytes:
+        if kind != Request.INDEX:
+            return await honest(asker, kind, payload)
+        if lie == "noise":
+            return b"noise"
+        if lie == "endless":
+            return bytes(BLOB_PART_BYTES)
+        if lie == "silent":
+            await trio.sleep_forever()
+        if lie == "refuses":
+            raise RequestRefused(1, "busy")
+        answer = bytearray(await honest(asker, kind, payload))
+        _, file, offset = decode_index_request(payload)
+        if INDEX_FILES[file] == "rows.bin" and not offset:
+            if lie == "blank":  # a row that counts, as if it were erased
+                answer[-1000:] = bytes(1000)
+            else:
+                answer[-1] ^= 1
+        return bytes(answer)
+
+    newcomer.room.loopback.answers = {"liar": liar, PEER: honest}
+    assert newcomer.audit(adapter, asked) == made.audit(adapter, asked)
+    assert newcomer.room.loopback.blamed == (["liar"] if lie in ("noise", "another", "blank") else [])
+    ended(made, newcomer)
+
+
+def test_where_nobody_has_it_nothing_is_attested_and_nothing_stays(tmp_path: Path) -> None:
+    made, newcomer, adapter, asked = with_newcomer(tmp_path)
+    shutil.rmtree(made.artefacts.index_folder(adapter))
+    assert newcomer.audit(adapter, asked) is None
+    ended(made, newcomer)
+
+
+def test_a_full_disk_in_the_middle_costs_nothing_but_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, newcomer, adapter, asked = with_newcomer(tmp_path)
+
+    async def full(*_: object) -> object:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio, "open_file", full)
+        with pytest.raises(OSError, match="no space"):
+            newcomer.audit(adapter, asked)
+    assert newcomer.audit(adapter, asked) == made.audit(adapter, asked)
+    ended(made, newcomer)

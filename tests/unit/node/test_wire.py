@@ -20,6 +20,7 @@ DECODERS = [
     wire.decode_range,
     wire.decode_block_request,
     wire.decode_blob_request,
+    wire.decode_index_request,
     wire.decode_storage_receipt,
     wire.decode_chunk_request,
     wire.decode_epochs_request,
@@ -37,6 +38,7 @@ def test_everything_encoded_is_read_back() -> None:
     assert wire.decode_range(wire.encode_range(blocks)) == blocks
     assert wire.decode_block_request(wire.encode_block_request(b"i" * 32, 3)) == (b"i" * 32, 3)
     assert wire.decode_blob_request(wire.encode_blob_request(b"i" * 32, 3)) == (b"i" * 32, 3)
+    assert wire.decode_index_request(wire.encode_index_request(b"i" * 32, 4, 7)) == (b"i" * 32, 4, 7)
     assert wire.decode_chunk_request(wire.encode_chunk_request(40, 3)) == (40, 3)
     assert wire.decode_epochs_request(wire.encode_epochs_request(1, 64)) == (1, 64)
     assert wire.decode_epoch_rows(wire.encode_epoch_rows([b"one", b"two"])) == [b"one", b"two"]
@@ -72,6 +74,9 @@ def test_well_formed_arrays_of_the_wrong_shape_are_a_wire_error(value: object) -
         (wire.decode_range_request, wire.encode_range_request(0, 1)),
         (wire.decode_range_request, wire.encode_range_request(1, wire.RANGE_BLOCKS_MAX + 1)),
         (wire.decode_blob_request, wire.encode_blob_request(b"short", 0)),
+        (wire.decode_index_request, wire.encode_index_request(b"short", 0, 0)),
+        (wire.decode_index_request, wire.encode_index_request(b"i" * 32, len(wire.INDEX_FILES), 0)),
+        (wire.decode_index_request, wire.encode_index_request(b"i" * 32, 0, wire.INDEX_BYTES_MAX)),
         (wire.decode_announcement, codec.encode([-1, b"i" * 32])),
         (wire.decode_transactions, codec.encode([b""] * (wire.TRANSACTIONS_MAX + 1))),
         (wire.decode_transactions, codec.encode([b"x" * wire.TRANSACTIONS_BYTES_MAX])),

@@ -22,8 +22,10 @@ from node.recompute.jobs import (
     IndexJob,
     JobRefused,
     RowsErased,
+    TakeJob,
     pack_frame,
     parse_job,
+    unfinished_folder,
 )
 from node.recompute.worker import BlobDamaged, Engine, read_rows
 from node.storage.blobs import BlobStore
@@ -252,3 +254,80 @@ def test_records_that_were_erased_before_the_adapter_are_not_read(desk: Desk) ->
     assert read_rows((str(left), whole[1]), GAPS)[1] is None
     with pytest.raises(BlobDamaged):
         read_rows((str(left), whole[1]), ())
+
+
+# --- an index of another's ---
+
+
+def take_job(desk: Desk, *rows: int) -> TakeJob:
+    return TakeJob(str(desk.index), desk.root, rows, desk.index_job.contributions, GAPS)
+
+
+def fetched(desk: Desk) -> Path:
+    """The index as it came from a peer, which has erased row 1; here there is none."""
+    folder = unfinished_folder(desk.index)
+    assert desk.engine.perform(erase_job(desk, 1)) == RowsErased(1)
+    desk.index.rename(folder)
+    return folder
+
+
+def test_an_index_of_anothers_is_taken_with_the_leaders_of_ones_own(desk: Desk) -> None:
+    asked = replace(desk.audit, erased=(1,), contributions=desk.index_job.contributions, gaps=GAPS)
+    early = desk.engine.perform(asked)
+    folder = fetched(desk)
+    standing = Index.open(folder).standing
+    # Whoever sends it may say that each record leads itself, or another one.
+    lying = replace(standing, clusters=(0, 1, 0, 0, 0))
+    lying.save(folder, 5)
+    assert desk.engine.perform(take_job(desk, 1)) == IndexBuilt(desk.root, 5)
+    assert Index.open(desk.index, desk.root).standing == standing
+    assert not folder.exists()
+    assert desk.engine.perform(asked) == early
+
+
+def test_rows_that_the_sender_has_not_blanked_yet_are_blanked(desk: Desk) -> None:
+    fetched(desk)
+    assert desk.engine.perform(take_job(desk, 0, 1)) == IndexBuilt(desk.root, 5)
+    assert [bool(row.any()) for row in Index.open(desk.index, desk.root).rows] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("file", ["header.bin", "bases.bin", "weights.bin", "rows.bin", "standing.bin"])
+@pytest.mark.parametrize("fault", ["bit", "short", "gone"])
+def test_what_the_root_does_not_prove_is_refused_and_its_senders_fault(
+    desk: Desk, file: str, fault: str
+) -> None:
+    path = fetched(desk) / file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    if fault == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data if fault == "bit" else data[:-1])
+    result = desk.engine.perform(take_job(desk, 1))
+    assert isinstance(result, JobRefused)
+    assert result.index_damaged
+    assert not desk.index.exists()
+
+
+def test_an_index_without_rows_that_count_here_is_refused_and_nobodys_fault(desk: Desk) -> None:
+    fetched(desk)
+    result = desk.engine.perform(replace(take_job(desk), rows=(0,)))
+    assert isinstance(result, JobRefused)
+    assert not result.index_damaged
+    assert not desk.index.exists()
+
+
+def test_only_files_that_are_not_the_roots_are_called_damaged(desk: Desk) -> None:
+    result = desk.engine.perform(replace(desk.audit, adapter_hash=bytes(32)))
+    assert isinstance(result, JobRefused)
+    assert not result.index_damaged
+    (desk.index / "rows.bin").write_bytes(b"")
+    result = desk.engine.perform(desk.audit)
+    assert isinstance(result, JobRefused)
+    assert result.index_damaged

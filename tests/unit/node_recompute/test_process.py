@@ -25,6 +25,7 @@ from node.recompute.jobs import (
     JobRefused,
     JobResult,
     RowsErased,
+    TakeJob,
     WorkerProtocolError,
     pack_frame,
     parse_job,
@@ -115,6 +116,7 @@ JOBS: list[Job] = [
     replace(JOB, gaps=GAPS),
     replace(AUDIT, erased=(2, 7), contributions=("one", "two"), gaps=GAPS),
     EraseJob("index", (2, 7), ("one", "two"), GAPS),
+    TakeJob("index", b"r" * 32, (2, 7), ("one", "two"), GAPS),
 ]
 
 
@@ -140,7 +142,9 @@ def test_a_job_with_gaps_of_another_form_is_refused(job: Job) -> None:
         RowsErased(3),
         AuditDone(0, b"h" * 32, ((b"o" * 32, 10**9),)),
         JobRefused("why"),
+        JobRefused("why", index_damaged=True),
         IndexRefused("why"),
+        IndexRefused("why", index_damaged=True),
     ],
 )
 def test_a_result_survives_its_frame(result: JobResult) -> None:
