@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.integration.cluster import TEXTS, Cluster, running_cluster
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLED = "validator-2"
+LOST = "validator-3"
 ERASED = TEXTS["alice"][0]
 
 
@@ -92,11 +94,19 @@ def test_an_erased_record_leaves_every_disk_and_no_audit_disagrees(cluster: Clus
 
     cluster.wait("all indices", rows_blank)
     assert (contribution, 0) not in spans_of(cluster, on_ledger["datanet"], ERASED)
+    # One loses its index, which nobody can build any more: it has the others' and audits with them.
+    cluster.kill(LOST)
+    (lost,) = (node.home.artefacts_path / index for node in cluster.network.nodes if node.name == LOST)
+    shutil.rmtree(lost)
+    cluster.start(LOST)
     after = cluster.ask_until_audited(ERASED[:20])
     cluster.reveal(after)
     settled = cluster.wait_closed(after)
     assert settled["status"] == "settled"
     assert len({entry["result_hash"] for entry in settled["attesters"]}) == 1
+    cluster.wait("the lost index", lost.is_dir)
+    root = bytes.fromhex(client.call("adapter", id=cluster.adapter.hex())["index_root"])
+    assert set(Index.open(lost, root).standing.erased) == {0}
     assert client.call("adapter", id=cluster.adapter.hex())["trained_on_erased"] == 1
     now = client.call("contribution", id=contribution)
     left = read_remaining(
