@@ -38,7 +38,7 @@ from consensus.inputs import (
     TimerFired,
     TimerKind,
 )
-from consensus.messages import encode_message
+from consensus.messages import VoteMessage, encode_message
 from consensus.replica import Replica
 from consensus.types import Block
 from node.clock import now_ms
@@ -87,10 +87,19 @@ class Driver:
     A validator whose key may have signed before listens first: for `listen_ms` it answers what others send but starts nothing by
     itself. Were another process using its key, or its whole home an old copy, then this shows in what others send
     (`Replica.foreign_signature`), and the daemon ends before a further signature leaves.
+
+    A leader offers its payload no sooner than `block_interval_ms` after it voted for the block before: what comes meanwhile shares one
+    block. Rounds go on, and votes are not held.
     """
 
     def __init__(
-        self, replica: Replica, store: ChainStore, ports: DriverPorts, *, listen_ms: int = 0
+        self,
+        replica: Replica,
+        store: ChainStore,
+        ports: DriverPorts,
+        *,
+        listen_ms: int = 0,
+        block_interval_ms: int = 0,
     ) -> None:
         self.replica = replica
         self.diverged: Diverged | None = None
@@ -104,7 +113,9 @@ class Driver:
         self._timers: dict[TimerKind, int] = {}
         self._listen_ms = listen_ms
         self._listen_until_ms = 0
-        self._request: RequestPayload | None = None  # came while listening; the newest one counts
+        self._block_interval_ms = block_interval_ms
+        self._voted_ms = 0
+        self._request: RequestPayload | None = None  # came too early; the newest one counts
         self._next_replica: Replica | None = None
         self._wake = trio.Event()
         self._disk = trio.CapacityLimiter(1)
@@ -186,7 +197,7 @@ class Driver:
             if self._own:
                 return self._own.popleft()
             now = now_ms()
-            if self._request is not None and now >= self._listen_until_ms:
+            if self._request is not None and now >= self._offers_from_ms:
                 request, self._request = self._request, None
                 return PayloadOffered(request.round, self._ports.offer_payload(request), now)
             due = min(self._timers, key=lambda kind: (self._due_ms(kind), kind), default=None)
@@ -205,10 +216,15 @@ class Driver:
         at_ms = self._timers[kind]
         return max(at_ms, self._listen_until_ms) if kind in SIGNING_TIMERS else at_ms
 
+    @property
+    def _offers_from_ms(self) -> int:
+        """Before then no payload is offered."""
+        return max(self._listen_until_ms, self._voted_ms + self._block_interval_ms)
+
     def _seconds_to_timer(self, now: int) -> float:
         times = [self._due_ms(kind) for kind in self._timers]
         if self._request is not None:
-            times.append(self._listen_until_ms)
+            times.append(self._offers_from_ms)
         return min((max(at_ms - now, 0) / 1000 for at_ms in times), default=float("inf"))
 
     async def _perform(self, effect: Effect) -> None:
@@ -218,13 +234,15 @@ class Driver:
             case Persist():
                 self._store.persist(effect)
             case Send(to, message):
+                if isinstance(message, VoteMessage):
+                    self._voted_ms = now_ms()
                 self._ports.send(to, encode_message(message))
             case Deliver(blocks):
                 self.stalled = False
                 self._ports.deliver(blocks)
             case SetTimer(kind, at_ms):
                 self._set_timer(kind, at_ms)
-            case RequestPayload() if now_ms() < self._listen_until_ms:
+            case RequestPayload() if now_ms() < self._offers_from_ms:
                 self._request = effect
             case RequestPayload(round_):
                 self.tell(PayloadOffered(round_, self._ports.offer_payload(effect), now_ms()))

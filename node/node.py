@@ -311,7 +311,11 @@ class Node:
         )
         self.effects = Effects(self.network, self.directory, self.epochs, self.sync, self.tasks.start)
         self.driver = Driver(
-            self.replicas.make(), self.store, self._ports(), listen_ms=self.replicas.listen_ms(genesis)
+            self.replicas.make(),
+            self.store,
+            self._ports(),
+            listen_ms=self.replicas.listen_ms(genesis),
+            block_interval_ms=self.config.consensus.block_interval_ms,
         )
         self.membership = Membership(
             self.network, self.store, self.directory, self.epochs, self.replicas, self.driver, self.signer

@@ -17,10 +17,10 @@ from consensus.inputs import (
     TimerFired,
     TimerKind,
 )
-from consensus.messages import SyncMessage, encode_message
+from consensus.messages import SyncMessage, VoteMessage, encode_message
 from consensus.replica import Replica
 from consensus.safety import ForeignSignature
-from consensus.types import SyncInfo, genesis_block, genesis_qc
+from consensus.types import SyncInfo, Vote, genesis_block, genesis_qc
 from node import driver as driver_module
 from node.clock import now_ms
 from node.driver import Driver, DriverPorts
@@ -64,7 +64,7 @@ def persist(*, sync: bool) -> Persist:
     )
 
 
-def make(script: Script, listen_ms: int = 0) -> Driver:
+def make(script: Script, listen_ms: int = 0, block_interval_ms: int = 0) -> Driver:
     ports = DriverPorts(
         send=lambda to, message: script.done.append(("send", to, message)),
         deliver=lambda blocks: script.done.append(("deliver", blocks)),
@@ -75,7 +75,13 @@ def make(script: Script, listen_ms: int = 0) -> Driver:
         misbehaved=script.done.append,
         help_epoch=lambda effect: None,
     )
-    return Driver(cast("Replica", script), cast("ChainStore", script), ports, listen_ms=listen_ms)
+    return Driver(
+        cast("Replica", script),
+        cast("ChainStore", script),
+        ports,
+        listen_ms=listen_ms,
+        block_interval_ms=block_interval_ms,
+    )
 
 
 def run(driver: Driver, until: Callable[[], bool]) -> None:
@@ -247,3 +253,40 @@ def test_a_validator_first_listens_and_starts_nothing() -> None:
     assert isinstance(quiet[2], TimerFired)
     assert quiet[2].kind is TimerKind.FETCH
     assert [type(event) for event in script.inputs[3:]] == [PayloadOffered, TimerFired, TimerFired]
+
+
+VOTE = VoteMessage(Vote(0, 6, b"b" * 32, b"p" * 32, 5, b"a" * 32, b"s" * 64))
+
+
+@pytest.mark.parametrize("interval_ms", [0, 150])
+def test_a_leader_offers_its_payload_no_sooner_than_the_interval_after_its_vote(interval_ms: int) -> None:
+    def vote_then_lead(event: Input) -> list[Effect]:
+        if not isinstance(event, MessageReceived):
+            return []
+        return [Send(None, VOTE), RequestPayload(7, b"p" * 32, (), False), SetTimer(TimerKind.ROUND, 1)]
+
+    script = Script(vote_then_lead)
+    driver = make(script, block_interval_ms=interval_ms)
+    driver.offer(MessageReceived(None, MESSAGE, 1))
+    before = now_ms()
+    run(driver, lambda: len(script.inputs) == 4)
+    # The vote has gone and the round's timer fires meanwhile: the payload alone waits.
+    order = [type(event) for event in script.inputs[2:]]
+    assert order == ([TimerFired, PayloadOffered] if interval_ms else [PayloadOffered, TimerFired])
+    (offered,) = (event for event in script.inputs if isinstance(event, PayloadOffered))
+    assert offered.round == 7
+    assert offered.now_ms - before >= interval_ms
+    assert script.done[0] == ("send", None, encode_message(VOTE))
+
+
+def test_after_a_pause_of_the_chain_a_leader_waits_for_nothing() -> None:
+    def lead(event: Input) -> list[Effect]:
+        return [RequestPayload(7, b"p" * 32, (), False)] if isinstance(event, MessageReceived) else []
+
+    script = Script(lead)
+    driver = make(script, block_interval_ms=500)
+    driver.offer(MessageReceived(None, MESSAGE, 1))
+    before = now_ms()
+    run(driver, lambda: len(script.inputs) == 3)
+    assert isinstance(script.inputs[2], PayloadOffered)
+    assert script.inputs[2].now_ms - before < 400
