@@ -42,6 +42,9 @@ from node.wire import BLOB_PART_BYTES, INDEX_FILES
 
 log = structlog.get_logger(__name__)
 
+PEERS_ASKED_MAX = 8
+"""For one index at a time; those that come after them are asked first the next time."""
+
 _ADAPTER_ID = re.compile("[0-9a-f]{64}")
 
 
@@ -59,6 +62,7 @@ class Artefacts:
         self._worker = worker
         self._copying = threading.Lock()
         self._fetching = trio.Lock()
+        self._turn = 0  # of the peers, for an index
         self._bases.mkdir(parents=True, exist_ok=True)
         self._indices.mkdir(parents=True, exist_ok=True)
 
@@ -207,7 +211,7 @@ class Artefacts:
                 self._paths(training),
                 training.gaps,
             )
-            for peer_id in self._fetcher.connected():
+            for peer_id in self._next_peers():
                 try:
                     await trio.to_thread.run_sync(_empty, folder)
                     if not await self._fetcher.index(peer_id, adapter_id, folder):
@@ -225,6 +229,12 @@ class Artefacts:
             await trio.to_thread.run_sync(shutil.rmtree, folder, True)
         log.warning("index_not_fetched", adapter=adapter_id.hex(), reason="no peer sent it")
         return False
+
+    def _next_peers(self) -> list[str]:
+        peers = self._fetcher.connected()
+        first = self._turn % max(1, len(peers))
+        self._turn = first + PEERS_ASKED_MAX
+        return [*peers[first:], *peers[:first]][:PEERS_ASKED_MAX]
 
     async def _holds_parts(self, adapter_id: bytes, adapter: Adapter, training: Training) -> bool:
         """Whether base, adapter and what is left of the records are here, or can be had."""

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 5.0
 BLOB_TIMEOUT_S = 30.0
-INDEX_TIMEOUT_S = 300.0
+INDEX_TIMEOUT_S = 120.0
 ROUNDS_MAX = 8
 DELAY_S_MIN = 0.1
 DELAY_S_MAX = 3.0

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from attribution.index import Index
-from node import erasing, fetch
+from node import artefacts, erasing, fetch
 from node.ledger.bodies import DatanetCreate, ProviderBond
 from node.ledger.erased import Remaining, erase_records, read_remaining
 from node.ledger.erasure import get_erasures, remaining_name
@@ -454,5 +454,20 @@ def test_a_full_disk_in_the_middle_costs_nothing_but_the_time(
         patch.setattr(trio, "open_file", full)
         with pytest.raises(OSError, match="no space"):
             newcomer.audit(adapter, asked)
+    assert newcomer.audit(adapter, asked) == made.audit(adapter, asked)
+    ended(made, newcomer)
+
+
+def test_liars_who_are_many_are_passed_by_in_turn(tmp_path: Path) -> None:
+    made, newcomer, adapter, asked = with_newcomer(tmp_path)
+
+    async def nothing(asker: str, kind: int, payload: bytes) -> bytes:
+        return b""
+
+    answers = newcomer.room.loopback.answers
+    honest = answers.pop(PEER)
+    answers.update({f"liar {k}": nothing for k in range(artefacts.PEERS_ASKED_MAX)})
+    answers[PEER] = honest
+    assert newcomer.audit(adapter, asked) is None
     assert newcomer.audit(adapter, asked) == made.audit(adapter, asked)
     ended(made, newcomer)
