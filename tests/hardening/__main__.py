@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ COPIED = (".ci", "consensus", "attribution", "node", "tests", "docs", "scripts",
 COPIED_FILES = ("pyproject.toml", ".importlinter", "README.md", "ARCHITECTURE.md", "CHANGELOG.md")
 TEST_TIMEOUT_S = 300
 TESTS_FAILED = 1  # pytest's exit status when tests ran and some failed; others mean that nothing was shown
+MEMORY_FAULTS = (-signal.SIGSEGV, -signal.SIGBUS)  # what a kernel without its bounds ends pytest by
 
 
 def rooms() -> dict[str, tuple[Removal, ...]]:
@@ -98,7 +100,7 @@ def noticed(tree: Path, room: str, removal: Removal) -> bool:
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Pytest's exit status and output for `tests` in `tree`; a run past its time counts as failed tests."""
+    """Pytest's exit status and output for `tests` in `tree`; a run past its time, or that memory's guard ended, counts as failed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -113,7 +115,8 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
         )
     except subprocess.TimeoutExpired as expired:
         return TESTS_FAILED, f"no end within {expired.timeout} s"
-    return result.returncode, result.stdout + result.stderr
+    status = TESTS_FAILED if result.returncode in MEMORY_FAULTS else result.returncode
+    return status, result.stdout + result.stderr
 
 
 if __name__ == "__main__":
