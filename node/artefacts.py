@@ -211,22 +211,24 @@ class Artefacts:
                 self._paths(training),
                 training.gaps,
             )
-            for peer_id in self._next_peers():
-                try:
-                    await trio.to_thread.run_sync(_empty, folder)
-                    if not await self._fetcher.index(peer_id, adapter_id, folder):
+            try:
+                for peer_id in self._next_peers():
+                    try:
+                        await trio.to_thread.run_sync(_empty, folder)
+                        if not await self._fetcher.index(peer_id, adapter_id, folder):
+                            continue
+                    except NetworkError as error:
+                        log.debug("fetch_failed", what=adapter_id.hex(), peer=peer_id, error=str(error))
                         continue
-                except NetworkError as error:
-                    log.debug("fetch_failed", what=adapter_id.hex(), peer=peer_id, error=str(error))
-                    continue
-                result = await self._worker.submit(job)
-                if isinstance(result, IndexBuilt):
-                    log.info("index_fetched", adapter=adapter_id.hex(), peer=peer_id)
-                    return True
-                log.error("index_refused", adapter=adapter_id.hex(), peer=peer_id, reason=_reason(result))
-                if isinstance(result, JobRefused) and result.index_damaged:
-                    self._fetcher.blame_index(peer_id, result.reason)
-            await trio.to_thread.run_sync(shutil.rmtree, folder, True)
+                    result = await self._worker.submit(job)
+                    if isinstance(result, IndexBuilt):
+                        log.info("index_fetched", adapter=adapter_id.hex(), peer=peer_id)
+                        return True
+                    log.error("index_refused", adapter=adapter_id.hex(), peer=peer_id, reason=_reason(result))
+                    if isinstance(result, JobRefused) and result.index_damaged:
+                        self._fetcher.blame_index(peer_id, result.reason)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)  # five files: what a full disk, or the end, left
         log.warning("index_not_fetched", adapter=adapter_id.hex(), reason="no peer sent it")
         return False
 

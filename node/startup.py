@@ -241,6 +241,13 @@ def recovered_state(store: ChainStore, epoch: EpochRow, config: ConsensusConfig)
 def consensus_config(config: Config) -> ConsensusConfig:
     """The replica's settings out of the node's configuration."""
     section = config.consensus
+    if 2 * section.block_interval_ms > section.timeout_ms_base:
+        # Payload that waits longer than its round ends every round by its timeout.
+        raise ConfigInvalid(
+            "consensus.block_interval_ms",
+            f"at most half of consensus.timeout_ms_base ({section.timeout_ms_base})",
+            section.block_interval_ms,
+        )
     return ConsensusConfig(
         timeout_ms_base=section.timeout_ms_base,
         timeout_ms_floor=section.timeout_ms_base,

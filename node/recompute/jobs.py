@@ -152,9 +152,7 @@ class TakeJob:
         ]
 
 
-OnIndex = IndexJob | EraseJob | TakeJob
-"""Jobs that change an index: one at a time."""
-Job = AuditJob | OnIndex
+Job = AuditJob | IndexJob | EraseJob | TakeJob
 
 
 def unfinished_folder(index_folder: Path) -> Path:

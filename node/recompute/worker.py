@@ -100,14 +100,14 @@ def serve(jobs: BinaryIO, results: BinaryIO, make_engine: Callable[[], "Engine"]
             match parse_job(waiting.get()):
                 case AuditJob() as audit:
                     answer(engine.perform(audit))
-                case IndexJob() | EraseJob() | TakeJob():
+                case _:
                     answer(IndexRefused("an index is being built"))
 
     while True:
         match parse_job(waiting.get()):
             case AuditJob() as audit:
                 answer(engine.perform(audit))
-            case IndexJob() | EraseJob() | TakeJob() as index:
+            case index:
                 result = engine.perform(index, between)
                 if isinstance(result, JobRefused):
                     result = IndexRefused(result.reason, result.index_damaged)

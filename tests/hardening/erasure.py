@@ -230,8 +230,11 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "a half-fetched index that stays",
         "node/artefacts.py",
-        "            await trio.to_thread.run_sync(shutil.rmtree, folder, True)\n",
-        "",
-        (f"{_PAID}test_where_nobody_has_it_nothing_is_attested_and_nothing_stays",),
+        "                shutil.rmtree(folder, ignore_errors=True)  #",
+        "                pass  #",
+        (
+            f"{_PAID}test_where_nobody_has_it_nothing_is_attested_and_nothing_stays",
+            f"{_PAID}test_a_full_disk_in_the_middle_costs_nothing_but_the_time",
+        ),
     ),
 )

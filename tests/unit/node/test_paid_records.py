@@ -454,6 +454,7 @@ def test_a_full_disk_in_the_middle_costs_nothing_but_the_time(
         patch.setattr(trio, "open_file", full)
         with pytest.raises(OSError, match="no space"):
             newcomer.audit(adapter, asked)
+    assert not list(newcomer.artefacts.index_folder(adapter).parent.iterdir())  # the disk is full enough
     assert newcomer.audit(adapter, asked) == made.audit(adapter, asked)
     ended(made, newcomer)
 

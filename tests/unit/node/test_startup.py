@@ -20,7 +20,7 @@ from node.keystore import Passphrase
 from node.node import Node
 from node.signer import process
 from node.signer.home import SignerHome
-from node.startup import check_retention, load_genesis
+from node.startup import check_retention, consensus_config, load_genesis
 from node.storage.chain import ChainStore
 from node.storage.database import Database
 from node.storage.errors import DatabaseCorrupt, SafetyRecordUnusable, StorageError
@@ -223,3 +223,17 @@ def test_a_database_with_a_flipped_bit_is_never_read_as_if_it_were_whole(home: H
     damaged.write_bytes(data)
     with pytest.raises(DatabaseCorrupt):
         open_node(home)
+
+
+def test_payload_that_would_wait_longer_than_its_round_is_refused_by_name() -> None:
+    def settings(interval_ms: int, timeout_ms: int) -> object:
+        overrides = {
+            "consensus.block_interval_ms": interval_ms,
+            "consensus.timeout_ms_base": timeout_ms,
+        }
+        return consensus_config(load_config(None, environment={}, overrides=overrides))
+
+    assert settings(500, 1000)
+    assert settings(0, 50)
+    with pytest.raises(ConfigInvalid, match=r"block_interval_ms: expected at most half .*\(100\), got 51"):
+        settings(51, 100)
