@@ -1,12 +1,9 @@
 """Whether a transaction may wait here: form, envelope, signature, and what its sender can still promise.
 
-Each transaction is read once and each signature verified once, many of them in one visit to a thread.
+Each transaction is read once and each signature verified once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import trio
 
 from node.duties import is_owed
 from node.executor import ExecutedBlock, Executor, SharedVerifier
@@ -19,26 +16,12 @@ from node.ledger.transaction import Transaction
 from node.mempool import Mempool, Pooled
 from node.storage.chain import ChainStore
 
-VERIFIED_AT_ONCE_MAX = 64
-"""Signatures that one visit to the thread verifies: a few milliseconds, after which somebody else may be admitted."""
-
 ACCOUNTS_REMEMBERED_MAX = 32_768
 VOUCHED_HEIGHTS_MAX = 2_000
 """A blob that was vouched for stays until its transaction has expired, so that may not be far away."""
 
 # A duty that the state does not ask for (yet: its sender may be ahead) is kept so long.
 UNOWED_HEIGHTS_MAX = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A transaction whose form and envelope were found good at `height`; its signature was not looked at yet."""
-
-    raw: bytes
-    tx_hash: bytes
-    transaction: Transaction
-    signed: tuple[bytes, bytes, bytes]
-    height: int
 
 
 class Admission:
@@ -58,7 +41,6 @@ class Admission:
         self._mempool = mempool
         self._check = check
         self._read = executor.read
-        self._verifying = trio.CapacityLimiter(1)
         # Waiting duties that the state does not ask for, with the height each was met at.
         self._unowed: dict[bytes, int] = {}
         self._state = _RecentState(store)
@@ -67,8 +49,12 @@ class Admission:
         """Hash (32 bytes) of a transaction's bytes."""
         return self._read.hash(raw)
 
-    def examine(self, raw: bytes) -> Candidate | None:
-        """Check everything but the signature; None when it waits already or was executed. Raises LedgerError."""
+    def admit(self, raw: bytes) -> Pooled | None:
+        """Check a transaction and pool it; None when it waits already or was executed. Raises LedgerError, MempoolFull and kin.
+
+        The signature is verified here and not in a thread: what leaves Python's lock for 50 microseconds waits up to a
+        millisecond to get it back from a busy loop (docs/adr/023).
+        """
         read = self._read(raw)
         if read.tx_hash in self._mempool:
             return None
@@ -76,34 +62,13 @@ class Admission:
         if self._performed(read.tx_hash, transaction):
             return None
         self._check_envelope(transaction, len(raw))
-        return Candidate(raw, read.tx_hash, transaction, read.signed, self._executor.head.height)
-
-    async def verified(self, candidates: Sequence[Candidate]) -> list[bool]:
-        """Whether each one's signature is good: from memory, or verified in a thread, where the curve leaves this one free."""
-        known = [self._check.knows(*candidate.signed) for candidate in candidates]
-        unknown = [row.signed for row, is_known in zip(candidates, known, strict=True) if not is_known]
-        if not unknown:
-            return known
-
-        def verify_all() -> list[bool]:
-            return [self._check(*signed) for signed in unknown]
-
-        found = iter(await trio.to_thread.run_sync(verify_all, limiter=self._verifying))
-        return [is_known or next(found) for is_known in known]
-
-    def pool(self, candidate: Candidate, good: bool) -> Pooled:
-        """Pool what was examined, looking again where a block was executed meanwhile. Raises LedgerError, MempoolFull and kin."""
-        transaction, sender = candidate.transaction, candidate.transaction.sender
-        if not good:
-            raise InvalidTransactionError(InvalidCode.BAD_SIGNATURE, sender=sender)
-        if candidate.height != self._executor.head.height:
-            self._check_envelope(transaction, len(candidate.raw))
+        if not self._check(*read.signed):
+            raise InvalidTransactionError(InvalidCode.BAD_SIGNATURE, sender=transaction.sender)
         duty = transaction.kind in DUTY_KINDS
         if not duty:
             self._check_payable(transaction)
-        pooled = self._mempool.add(
-            candidate.raw, candidate.tx_hash, transaction, duty=duty, nonce_next=self.next_nonce(sender)
-        )
+        nonce_next = self.next_nonce(transaction.sender)
+        pooled = self._mempool.add(raw, read.tx_hash, transaction, duty=duty, nonce_next=nonce_next)
         if duty and not self._owed(transaction):
             self._unowed[pooled.tx_hash] = self._executor.head.height
         return pooled

@@ -1,10 +1,9 @@
 """Executes committed blocks, oldest first, and says what came out.
 
 A block's state changes, receipts and height are one atomic write: a process that dies is between two blocks, never
-inside one. The ledger runs in a thread, so that a long block does not hold up votes.
+inside one. Others have their turn while a long one executes, or it would hold up votes.
 """
 
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from consensus.crypto import Verifier, verify
+from consensus.crypto import Verifier
 from consensus.leaders import missed_leaders
 from consensus.types import Block, is_boundary
 from node.epochs import Epochs
@@ -21,7 +20,7 @@ from node.ledger.batch import Batch, decode_batch
 from node.ledger.blobs import REFERRING, blob_referred
 from node.ledger.block import BlockContext, BlockOutcome, ReceiptStatus, SystemCode
 from node.ledger.entries import ACCOUNT, VALIDATORS_KEY
-from node.ledger.execute import execute_block
+from node.ledger.execute import block_steps
 from node.ledger.overlay import StateReader
 from node.ledger.reading import TransactionReader
 from node.ledger.stakes import CANDIDATES_KEY, NEXT_VALIDATORS_KEY
@@ -100,40 +99,15 @@ class Recent(StateReader):
 
 
 class SharedVerifier(Verifier):
-    """A `Verifier` for several threads: execution checks signatures in one, admission in another."""
+    """One memory of good signatures for admission and execution, so that each is verified once."""
 
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-
-    def __call__(self, public: bytes, message: bytes, signature: bytes) -> bool:
-        """Return whether the signature is good, from memory where possible."""
-        key = (public, message, signature)
-        # One look at a dict is atomic: under the lock, a thread that lost its turn inside would keep all others waiting.
-        if key in self._good:
-            return True
-        if not verify(public, message, signature):
-            return False
-        with self._lock:
-            self._good.setdefault(key)
-            self._forget_oldest()
-        return True
+    __slots__ = ()
 
     def note_good(self, public: bytes, message: bytes, signature: bytes) -> None:
         """Remember a signature that was made, or found good, elsewhere."""
-        with self._lock:
-            self._good.setdefault((public, message, signature))
-            self._forget_oldest()
-
-    def _forget_oldest(self) -> None:
+        self._good.setdefault((public, message, signature))
         if len(self._good) > self._capacity:
             del self._good[next(iter(self._good))]
-
-    def knows(self, public: bytes, message: bytes, signature: bytes) -> bool:
-        """Whether the signature was found good before and is remembered."""
-        return (public, message, signature) in self._good
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +238,7 @@ class Executor:
         batches = [self._batch(digest) for digest in block.header.payload]
         began_s = trio.current_time()
         before = Remembering(self._recent)
-        outcome = await trio.to_thread.run_sync(self._apply, before, block, batches)
+        outcome = await self._apply(before, block, batches)
         seconds = trio.current_time() - began_s
         encoded = encode_accumulator(outcome.accumulator)
         self._accumulator = (encoded, outcome.accumulator)
@@ -332,7 +306,8 @@ class Executor:
         self._remembered_from = end
         return forgotten
 
-    def _apply(self, before: StateReader, block: Block, batches: list[Batch]) -> BlockOutcome:
+    async def _apply(self, before: StateReader, block: Block, batches: list[Batch]) -> BlockOutcome:
+        """Execute a block, here rather than in a thread: both would wait for Python's lock, and take longer (docs/adr/023)."""
         header, (encoded, accumulator) = block.header, self._accumulator
         context = BlockContext(
             chain_id=header.chain_id,
@@ -346,7 +321,7 @@ class Executor:
             ends_epoch=is_boundary(header),
             missed=self._missed(block),
         )
-        return execute_block(
+        steps = block_steps(
             before,
             self.head.lthash,
             accumulator if encoded == self.head.accumulator else decode_accumulator(self.head.accumulator),
@@ -355,6 +330,13 @@ class Executor:
             check=self._check,
             read=self.read,
         )
+        while True:
+            await trio.lowlevel.checkpoint()
+            try:
+                next(steps)
+            except StopIteration as done:
+                outcome: BlockOutcome = done.value
+                return outcome
 
     def _missed(self, block: Block) -> tuple[bytes, ...]:
         """Consensus keys of the leaders of the rounds that were skipped between a block and its parent."""

@@ -8,6 +8,8 @@ POOL = "tests/unit/node/test_mempool_eviction.py::"
 INTAKE = "tests/unit/node/test_intake.py::"
 ADMISSION = "tests/unit/node/test_admission.py::"
 VOUCHING = "tests/unit/node/test_vouching.py::"
+SUBMIT = "tests/unit/node/test_submit_together.py::"
+EXECUTOR = "tests/unit/node/test_executor_memory.py::"
 INBOX = "tests/unit/node/test_inbox.py::"
 CLOCK = "tests/unit/node/test_clock.py::"
 WIRING = "tests/unit/node/test_node_wiring.py::"
@@ -230,25 +232,42 @@ REMOVALS: tuple[Removal, ...] = (
     ),
     # --- admissions ---
     Removal(
-        "signatures hold up the event loop",
-        "node/admission.py",
-        "iter(await trio.to_thread.run_sync(verify_all, limiter=self._verifying))",
-        "iter(verify_all())",
-        (ADMISSION + "test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory",),
+        "many who send hold up the event loop together",
+        "node/intake.py",
+        """            async with self._door:
+                taken += [""",
+        """            await trio.lowlevel.checkpoint()
+            if True:
+                taken += [""",
+        (INTAKE + "test_one_group_is_admitted_at_a_time_however_many_send",),
+    ),
+    Removal(
+        "a long block holds up the event loop",
+        "node/executor.py",
+        "            await trio.lowlevel.checkpoint()\n            try:\n                next(steps)",
+        "            try:\n                next(steps)",
+        (EXECUTOR + "test_others_have_their_turn_while_a_long_block_executes",),
+    ),
+    Removal(
+        "a forged signature costs its sender nothing",
+        "node/intake.py",
+        "frozenset({InvalidCode.MALFORMED, InvalidCode.BAD_SIGNATURE})",
+        "frozenset({InvalidCode.MALFORMED})",
+        (INTAKE + "test_who_sends_a_forged_signature_is_blamed_who_passes_one_on_is_not",),
+    ),
+    Removal(
+        "what a caller who left had admitted stays here",
+        "node/intake.py",
+        "        self._own[pooled.tx_hash] = trio.current_time()\n",
+        "",
+        (SUBMIT + "test_what_a_caller_who_left_had_admitted_is_passed_on_by_repetition",),
     ),
     Removal(
         "each signature is verified again and again",
-        "node/executor.py",
-        "            self._good.setdefault(key)\n",
+        "consensus/crypto.py",
+        "        self._good[key] = None\n",
         "",
-        (ADMISSION + "test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory",),
-    ),
-    Removal(
-        "a block executed while a signature was verified goes unnoticed",
-        "node/admission.py",
-        "        if candidate.height != self._executor.head.height:",
-        "        if candidate.height < 0:",
-        (ADMISSION + "test_a_block_between_the_check_and_the_pool_is_noticed",),
+        (ADMISSION + "test_each_signature_is_verified_once_and_then_known",),
     ),
     Removal(
         "one peer's messages fill the memory",

@@ -323,7 +323,7 @@ REMOVALS: tuple[Removal, ...] = (
         "node/intake.py",
         "            for message in _messages(raws):\n                self._network.broadcast(",
         "            for message in [encode_transactions([raw]) for raw in raws]:\n                self._network.broadcast(",
-        (TOGETHER + "test_many_are_admitted_in_order_verified_in_one_visit_and_passed_on_in_one_frame",),
+        (TOGETHER + "test_many_are_admitted_in_order_without_a_thread_and_passed_on_in_one_frame",),
     ),
     Removal(
         "what was submitted here is remembered for ever",

@@ -1,6 +1,5 @@
 """What may wait for its place in a block: what its sender can pay, what is owed, what has had its effect."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,40 +151,21 @@ def test_a_sender_cannot_promise_more_fees_than_it_has(room: Room) -> None:
     run(main)
 
 
-def test_a_block_between_the_check_and_the_pool_is_noticed(room: Room) -> None:
-    """While a signature is verified in its thread, the transaction may be executed or overtaken."""
-    raw = room.tx("ann", Transfer(address("ben"), 5))
-    other = room.tx("ann", Transfer(address("cid"), 6))
-
-    async def body() -> None:
-        candidate = room.intake.admission.examine(raw)
-        assert candidate is not None
-        await room.order(room.batch(1, other))
-        with pytest.raises(InvalidTransactionError):
-            room.intake.admission.pool(candidate, True)
-        assert len(room.mempool) == 0
-
-    run(lambda: with_rooms([room], body))
-
-
-def test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_memory(
-    room: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads: list[str] = []
+def test_each_signature_is_verified_once_and_then_known(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[bytes] = []
 
     def noted(public: bytes, message: bytes, signature: bytes) -> bool:
-        threads.append(threading.current_thread().name)
+        verified.append(signature)
         return verify(public, message, signature)
 
-    monkeypatch.setattr("node.executor.verify", noted)
+    monkeypatch.setattr("consensus.crypto.verify", noted)
     rows = [room.tx("ann", Transfer(address("ben"), 1), nonce=nonce) for nonce in range(5)]
     own = room.tx("ben", Transfer(address("cid"), 1))
 
     async def body() -> None:
         await room.intake.receive(PEER, encode_transactions(rows))
         await room.intake.submit(own)
-        assert len(threads) == 6
-        assert threading.current_thread().name not in threads
+        assert len(verified) == 6
         for raw in (*rows, own):
             room.mempool.discard(room.hash(raw))
         await room.intake.receive(PEER, encode_transactions([*rows, own]))
@@ -193,7 +173,7 @@ def test_signatures_are_verified_off_the_event_loop_each_once_and_the_rest_from_
         await room.order(room.batch(1, *rows, own))
         assert len(room.mempool) == 0
         # The batch's own signature is the only one that was new.
-        assert len(threads) == 7
+        assert len(verified) == 7
 
     run(lambda: with_rooms([room], body))
 

@@ -1,9 +1,11 @@
 """What the executor remembers between blocks is what the store, the curve and the plain ways would say."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,7 +154,7 @@ def test_the_signature_of_a_batch_that_was_taken_is_not_verified_again_and_of_an
         verified.append(message)
         return verify(public, message, signature)
 
-    monkeypatch.setattr(executor, "verify", noted)
+    monkeypatch.setattr("consensus.crypto.verify", noted)
     pushed, stored = (
         sign_batch(seed("val1"), room.chain_id, number, ((b"nothing", ()),)) for number in (1, 2)
     )
@@ -173,6 +175,37 @@ def test_signatures_noted_good_are_remembered_within_the_same_bound() -> None:
     check._capacity = 3
     for number in range(9):
         check.note_good(bytes([number]) * 32, b"m", b"s" * 64)
-        assert check.knows(bytes([number]) * 32, b"m", b"s" * 64)
+        assert check(bytes([number]) * 32, b"m", b"s" * 64)
         assert len(check._good) <= 3
     assert not check(bytes(32), b"m", b"s" * 64)
+
+
+def test_others_have_their_turn_while_a_long_block_executes(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes] = []
+
+    def noted(public: bytes, message: bytes, signature: bytes) -> bool:
+        told.append(signature)
+        return verify(public, message, signature)
+
+    async def watch() -> None:
+        while True:
+            told.append(b"turn")
+            await trio.lowlevel.checkpoint()
+
+    async def body() -> None:
+        assert room.nursery is not None
+        batch = room.batch(
+            1, *[room.tx("ann", Transfer(address("ben"), 1), nonce=nonce) for nonce in range(9)]
+        )
+        monkeypatch.setattr("consensus.crypto.verify", noted)
+        room.nursery.start_soon(watch)
+        await room.order(batch)
+        of_batch = told.index(batch.signature)
+        runs = [len(list(group)) for same, group in groupby(told[of_batch + 1 :], b"turn".__ne__) if same]
+        assert sum(runs) == 9
+        assert max(runs) <= 4  # a step at the end of a turn, one at the start of the next
+
+    monkeypatch.setattr("node.ledger.execute.STEP_TRANSACTIONS", 2)
+    run(lambda: with_rooms([room], body))

@@ -1,17 +1,17 @@
 """The way in: who is blamed for what comes, whose turn it is, and what is passed on until it is executed."""
 
-import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from consensus.crypto import verify
 from node import intake
 from node.config import MempoolSection
 from node.inbox import MESSAGES_PER_PEER_MAX
+from node.intake import ADMITTED_AT_ONCE
 from node.ledger.bodies import DatanetCreate, Transfer
 from node.ledger.errors import InvalidTransactionError
 from node.ledger.state import get_account
@@ -59,11 +59,13 @@ def test_only_who_made_a_malformed_message_is_blamed_never_who_passed_it_on(room
 
 def test_a_refused_transaction_costs_nobody_and_hides_none_that_follows(room: Room) -> None:
     ahead = room.tx("ann", Transfer(address("ben"), 1), nonce=10_000)
-    unsigned = room.tx("cid", Transfer(address("ben"), 1))[:-1] + b"\0"
+    dear = room.tx(
+        "cid", Transfer(address("ben"), 1), fee=get_account(room.store, address("cid")).balance + 1
+    )
     good = room.tx("owner", Transfer(address("ben"), 1))
 
     async def main() -> None:
-        await room.intake.receive(PEER, encode_transactions([ahead, unsigned, good]))
+        await room.intake.receive(PEER, encode_transactions([ahead, dear, good]))
         assert [pooled.tx_hash for pooled in room.mempool] == [room.hash(good)]
         assert room.loopback.blamed == []
 
@@ -148,25 +150,55 @@ def test_what_waits_to_be_published_is_bounded_and_the_rest_goes_with_a_repetiti
     room.close()
 
 
-def test_admissions_keep_the_order_in_which_they_came(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long each signature takes."""
-    rows = [room.tx("ann", Transfer(address("ben"), 1), nonce=nonce) for nonce in range(8)]
-    slow = threading.Event()
+def test_one_group_is_admitted_at_a_time_however_many_send(room: Room) -> None:
+    """And each who waits at the door has its turn; a burst of small messages lets others have theirs as well."""
+    groups = 3 * ADMITTED_AT_ONCE
+    rows = {
+        name: [room.tx(name, Transfer(address("val0"), 1), nonce=nonce) for nonce in range(groups)]
+        for name in ("ann", "ben", "cid")
+    }
+    sizes: list[int] = []
 
-    def slower(public: bytes, message: bytes, signature: bytes) -> bool:
-        slow.wait(0.002 * (len(room.mempool) % 3))
-        return verify(public, message, signature)
+    async def watch() -> None:
+        while True:
+            sizes.append(len(room.mempool))
+            await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr("node.executor.verify", slower)
-
-    async def main() -> None:
+    async def body() -> None:
+        assert room.nursery is not None
+        for raw in rows["cid"]:
+            room.intake.offer(PEER, encode_transactions([raw]))
+        room.nursery.start_soon(watch)
+        room.nursery.start_soon(room.intake.run_inbox)
         async with trio.open_nursery() as nursery:
-            for raw in rows:
-                nursery.start_soon(room.intake.submit, raw)
-                await trio.testing.wait_all_tasks_blocked()
-        assert [pooled.raw for pooled in room.mempool] == rows
+            for name in ("ann", "ben"):
+                nursery.start_soon(room.intake.submit_many, rows[name])
+        await until(lambda: len(room.mempool) == 3 * groups)
 
-    run(main)
+    run(lambda: with_rooms([room], body))
+    steps = [after - before for before, after in pairwise(sizes)]
+    assert max(steps) <= 2 * ADMITTED_AT_ONCE  # one at the end of a turn, one at the start of the next
+    for name, sent in rows.items():
+        waiting = [pooled.raw for pooled in room.mempool if pooled.transaction.sender == address(name)]
+        assert waiting == sent, name
+
+
+def test_who_sends_a_forged_signature_is_blamed_who_passes_one_on_is_not(room: Room) -> None:
+    """An honest node verifies before it passes on; what comes behind a forgery in one message is not looked at."""
+    good = room.tx("ann", Transfer(address("ben"), 1))
+    forged = good[:-1] + bytes([good[-1] ^ 1])
+    behind = room.tx("cid", Transfer(address("ben"), 1))
+    ahead = room.tx("ann", Transfer(address("ben"), 1), nonce=5)
+
+    async def body() -> None:
+        message = encode_transactions([ahead, forged, behind])
+        await room.intake.receive(PEER, message, forwarded=True)
+        assert room.loopback.blamed == []
+        await room.intake.receive(PEER, message)
+        assert room.loopback.blamed == [PEER]
+        assert [pooled.raw for pooled in room.mempool] == [ahead]
+
+    run(lambda: with_rooms([room], body))
 
 
 def test_what_one_peer_offers_too_much_is_dropped_and_another_has_its_turn(room: Room) -> None:

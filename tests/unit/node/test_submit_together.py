@@ -1,18 +1,17 @@
-"""Transactions that come together: admitted in one visit to the thread, passed on in one frame, answered each for itself."""
+"""Transactions that come together: admitted a group at a time, passed on in one frame, answered each for itself."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from consensus.crypto import verify
 from node.config import MempoolSection
 from node.errors import MempoolFull, NotReady
+from node.intake import ADMITTED_AT_ONCE
 from node.ledger.bodies import Transfer
 from node.ledger.errors import InvalidTransactionError, MalformedError
 from node.mempool import Mempool
@@ -35,9 +34,10 @@ def transfers(room: Room, count: int) -> list[bytes]:
     return [room.tx("ann", Transfer(address("ben"), 1), nonce=nonce) for nonce in range(count)]
 
 
-def test_many_are_admitted_in_order_verified_in_one_visit_and_passed_on_in_one_frame(
+def test_many_are_admitted_in_order_without_a_thread_and_passed_on_in_one_frame(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A thread would wait for Python's lock after each signature (docs/adr/023)."""
     visits: list[int] = []
     real = trio.to_thread.run_sync
 
@@ -45,13 +45,6 @@ def test_many_are_admitted_in_order_verified_in_one_visit_and_passed_on_in_one_f
         visits.append(1)
         return await real(*args, **options)  # type: ignore[arg-type]
 
-    threads: list[str] = []
-
-    def noted(public: bytes, message: bytes, signature: bytes) -> bool:
-        threads.append(threading.current_thread().name)
-        return verify(public, message, signature)
-
-    monkeypatch.setattr("node.executor.verify", noted)
     rows = transfers(room, 20)
 
     async def main() -> None:
@@ -60,10 +53,26 @@ def test_many_are_admitted_in_order_verified_in_one_visit_and_passed_on_in_one_f
             taken = await room.intake.submit_many(rows)
         assert taken == [room.hash(raw) for raw in rows]
         assert [pooled.raw for pooled in room.mempool] == rows
-        assert len(visits) == 1
-        assert len(threads) == 20
+        assert visits == []
         frames = [data for kind, data in room.loopback.frames if kind == Frame.TRANSACTIONS]
         assert [decode_transactions(data) for data in frames] == [rows]
+
+    run(main)
+
+
+def test_what_a_caller_who_left_had_admitted_is_passed_on_by_repetition(room: Room) -> None:
+    rows = transfers(room, 6 * ADMITTED_AT_ONCE)
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(room.intake.submit_many, rows)
+                while not len(room.mempool):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+        assert 0 < len(room.mempool) < len(rows)
+        assert room.loopback.frames == []
+        assert set(room.intake._own) == {pooled.tx_hash for pooled in room.mempool}
 
     run(main)
 
