@@ -118,8 +118,8 @@ class ExecutedBlock:
     sender's, and some may still be owed a place (a proposer can order them too early, or without storage receipts).
     Transactions of a batch that the ledger skipped are in neither. `references` are the records that changed and may name a
     blob, each with the blob it needs now, and `accounts` the addresses whose balance or nonce changed.
-    `transaction_bytes` is what its transactions take, `seconds` how long their execution took. The hash and the root are as in
-    `consensus.inputs.Executed`; `validators_changed` says that those of this epoch, of the next, or the candidates did.
+    `transaction_bytes` is what its transactions take, `seconds` how long their execution took, with what others did in its
+    pauses. The hash and the root are as in `consensus.inputs.Executed`; `validators_changed` says that those of this epoch, of the next, or the candidates did.
     """
 
     block: Block

@@ -8,6 +8,7 @@ POOL = "tests/unit/node/test_mempool_eviction.py::"
 INTAKE = "tests/unit/node/test_intake.py::"
 ADMISSION = "tests/unit/node/test_admission.py::"
 VOUCHING = "tests/unit/node/test_vouching.py::"
+ENVELOPE = "tests/unit/node_ledger/test_ledger_envelope.py::"
 SUBMIT = "tests/unit/node/test_submit_together.py::"
 EXECUTOR = "tests/unit/node/test_executor_memory.py::"
 INBOX = "tests/unit/node/test_inbox.py::"
@@ -247,6 +248,13 @@ REMOVALS: tuple[Removal, ...] = (
         "            await trio.lowlevel.checkpoint()\n            try:\n                next(steps)",
         "            try:\n                next(steps)",
         (EXECUTOR + "test_others_have_their_turn_while_a_long_block_executes",),
+    ),
+    Removal(
+        "a block of storage receipts holds up the event loop",
+        "node/ledger/execute.py",
+        "            left -= 1 + len(stored)",
+        "            left -= 1",
+        (ENVELOPE + "test_a_block_pauses_by_its_signatures_those_of_storage_receipts_included",),
     ),
     Removal(
         "a forged signature costs its sender nothing",

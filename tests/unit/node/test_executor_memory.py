@@ -207,5 +207,5 @@ def test_others_have_their_turn_while_a_long_block_executes(
         assert sum(runs) == 9
         assert max(runs) <= 4  # a step at the end of a turn, one at the start of the next
 
-    monkeypatch.setattr("node.ledger.execute.STEP_TRANSACTIONS", 2)
+    monkeypatch.setattr("node.ledger.execute.STEP_SIGNATURES", 2)
     run(lambda: with_rooms([room], body))

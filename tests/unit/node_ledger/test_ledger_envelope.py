@@ -10,6 +10,8 @@ from node.ledger.admission import mempool_check
 from node.ledger.batch import (
     BATCH_BYTES_MAX,
     BATCH_ITEMS_MAX,
+    Batch,
+    StorageReceipts,
     batch_digest,
     decode_batch,
     encode_batch,
@@ -20,6 +22,7 @@ from node.ledger.block import Receipt, ReceiptStatus
 from node.ledger.bodies import AttestCommit, DatanetCreate, Held, Transfer
 from node.ledger.entries import PARAMS_KEY
 from node.ledger.errors import ExecutionError, InvalidTransactionError, MalformedError
+from node.ledger.execute import block_steps
 from node.ledger.overlay import Overlay
 from node.ledger.params import OPEN
 from node.ledger.state import get_account, get_batch_window, get_supply
@@ -273,3 +276,23 @@ def test_no_block_changes_the_parameters_that_audits_read(monkeypatch: pytest.Mo
     monkeypatch.setitem(transitions.TRANSITIONS, DatanetCreate.KIND, amend)
     with pytest.raises(ExecutionError, match="genesis alone"):
         world.submit("ann", DatanetCreate("docs", ("MIT",), ""))
+
+
+def test_a_block_pauses_by_its_signatures_those_of_storage_receipts_included(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each may need the curve, so receipts weigh as much as transactions; and many short batches as one long one."""
+    world = World()
+    monkeypatch.setattr("node.ledger.execute.STEP_SIGNATURES", 8)
+    receipt = (address("val0"), bytes(64))
+    plain: list[tuple[bytes, StorageReceipts]] = [(b"no transaction", ())] * 8
+    stored: list[tuple[bytes, StorageReceipts]] = [(b"no transaction", (receipt,) * 3)] * 8
+
+    def pauses(*batches: Batch) -> int:
+        steps = block_steps(world.state, world.lthash, world.accumulator, world.context(), batches)
+        return sum(1 for _ in steps)
+
+    assert pauses() == 1
+    assert pauses(world.batch(*plain)) == 2
+    assert pauses(world.batch(*plain[:4]), world.batch(*plain[4:])) == 2
+    assert pauses(world.batch(*stored)) == 5
