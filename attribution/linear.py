@@ -20,7 +20,7 @@ from attribution.exact.products import int8_mm, limbs, product_fp32, product_int
 from attribution.exact.quantisation import Block, to_grid, value64
 
 if TYPE_CHECKING:
-    from attribution.exact.fused.layers import Factors, Rows, Weights
+    from attribution.exact.fused.layers import Factors, LimbWeights, Rows, Weights
 
 # A binary32 sum of products of a 14-bit integer by weights is exact while 2^13 * (sum of |weights|) <= 2^24.
 FP32_L1_MAX = 1 << 11
@@ -59,9 +59,9 @@ class Frozen:
         self.scale = pow2(e)
         self.unscale = pow2(-e)
         self._cache: dict[str, list[tuple[int, int, Tensor]]] = {}
-        self._packed: dict[bool, Weights] = {}
+        self._packed: dict[bool, Weights | LimbWeights] = {}
 
-    def packed(self, forward: bool) -> Weights:
+    def packed(self, forward: bool) -> Weights | LimbWeights:
         """The operand of fused kernels for one direction, made on first use; that of `forward` brings the bias."""
         if forward not in self._packed:
             from attribution.exact.fused.layers import Weights

@@ -1,4 +1,4 @@
-"""An exact layer's time beside a floating-point product of the same shape, one thread, least of several runs in turn.
+"""An exact layer's time beside a floating-point product of the same shape, one thread, least of several runs in turn, each after one of its own.
 
 python -m benchmarks.exact [--device cuda] [--quick] [--json]
 
@@ -78,7 +78,7 @@ def _width(width: int, rows: int, device: str, seconds: float) -> dict[str, obje
     results = [run().cpu() for name, run in runs.items() if name.startswith("exact")]
     # A GPU's bits are the CPU's.
     results.append(Frozen(q.cpu(), e.cpu().to(torch.int32)).forward(Block.of(x.cpu())))
-    took = least(runs, device, seconds)
+    took = least(runs, device, seconds, warm=True)
     beside = took["bf16"] if device == "cuda" else took["fp32"]
     target = TARGET_CUDA if device == "cuda" else TARGETS[width]
     ratios = {name: round(took[f"exact {name}"] / beside, 3) for name in backends(device)}

@@ -27,11 +27,16 @@ def set_up(device: str) -> None:
 
 
 def least(
-    runs: Mapping[str, Callable[[], object]], device: str, seconds: float, count_min: int = 3
+    runs: Mapping[str, Callable[[], object]],
+    device: str,
+    seconds: float,
+    count_min: int = 3,
+    warm: bool = False,
 ) -> dict[str, float]:
     """Least seconds of each of `runs`, taken in turn so that what disturbs one disturbs all: of CPU (one thread), of a GPU by the clock.
 
-    Each runs once unmeasured, then `count_min` times, and on until all together took `seconds` by the clock.
+    Each runs once unmeasured, then `count_min` times, and on until all together took `seconds` by the clock. With `warm` every measured run
+    follows one of its own, so that short ones do not pay for what the others left in the caches.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
     for run in runs.values():
@@ -41,6 +46,9 @@ def least(
     began, count = time.perf_counter(), 0
     while count < count_min or (time.perf_counter() - began < seconds and count < RUNS_MAX):
         for name, run in runs.items():
+            if warm:
+                run()
+                wait(device)
             started = clock()
             run()
             wait(device)

@@ -19,6 +19,7 @@ _SELFCHECK = "tests/machines/test_selfcheck_command.py::"
 _RECIPES = "tests/machines/test_gpu_recipes.py::"
 _FUSED = "tests/unit/attribution/test_fused_kernels.py::"
 _COMPILED = "tests/unit/attribution/test_fused_machine.py::"
+_LIMBS = "tests/unit/attribution/test_fused_limbs.py::"
 _LOOK = "tests/unit/attribution/test_first_look.py::"
 _SCAN = "tests/unit/attribution/test_fused_scan.py::"
 _ROWS = "tests/unit/attribution/test_narrow_rows.py::"
@@ -371,6 +372,48 @@ KERNELS: tuple[Removal, ...] = (
         "PAIRS_14 = 15",
         "PAIRS_14 = 16",
         (f"{_FUSED}test_sums_of_one_sign_beyond_int32_are_exact",),
+    ),
+    Removal(
+        "low-rank sums of 14 by 14 bits beyond int32",
+        "attribution/exact/fused/products.py",
+        "if alone[panel] >= 0 and end - begin <= PAIRS_14:",
+        "if alone[panel] >= 0:",
+        (f"{_FUSED}test_low_rank_sums_of_one_sign_beyond_int32_are_exact",),
+    ),
+    Removal(
+        "a sum rounded before it is scaled where that is two roundings",
+        "attribution/exact/fused/limbs.py",
+        "return np.array([2.0**-126 / least, 2.0**96 / most])",
+        "return np.array([0.0, np.inf])",
+        (f"{_LIMBS}test_rows_are_rounded_before_they_are_scaled_only_where_that_is_one_rounding",),
+    ),
+    Removal(
+        "limbs joined beyond int32",
+        "attribution/exact/fused/limbs.py",
+        "if width > SHORT_WIDTH_MAX or not scales.size:",
+        "if not scales.size:",
+        (f"{_LIMBS}test_sums_of_one_sign_up_to_and_beyond_int32_are_exact",),
+    ),
+    Removal(
+        "one row's sums beyond int32",
+        "attribution/exact/fused/layers.py",
+        "if x.scales.size == 1 and x.width <= limbs.SHORT_WIDTH_MAX:",
+        "if x.scales.size == 1:",
+        (f"{_LIMBS}test_sums_of_one_sign_up_to_and_beyond_int32_are_exact",),
+    ),
+    Removal(
+        "a unit that the operating system does not grant: the process would be killed",
+        "attribution/exact/fused/amx.py",
+        "return refused == 0",
+        "return True",
+        (f"{_LIMBS}test_the_unit_is_used_where_compiler_and_system_both_have_it",),
+    ),
+    Removal(
+        "a unit that the compiler was told not to use",
+        "attribution/exact/fused/amx.py",
+        'if not set(_NEEDED) <= set(features.split(",")):',
+        "if False:",
+        (f"{_LIMBS}test_the_unit_is_used_where_compiler_and_system_both_have_it",),
     ),
     Removal(
         "products and sums contracted, sums reordered",

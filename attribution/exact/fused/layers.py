@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.errors import NotRepresentable
-from attribution.exact.fused import products
+from attribution.exact.fused import limbs, products
 from attribution.exact.fused.products import PAIRS_7, PAIRS_14
 from attribution.exact.fused.vector import COLUMNS
 from attribution.exact.quantisation import Block
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attribution.linear import Frozen, Lora, Quantised
 
 Array = NDArray[Any]
+Operands = tuple[Array, Array, Array, Array, Array, Array, Array]
 _NONE32 = np.zeros(0, np.float32)
 _NONE64 = np.zeros(0, np.float64)
 _NO_LOW = np.zeros((0, 2), np.int16)
@@ -109,38 +110,62 @@ class Weights:
     bias: Array
 
     @classmethod
-    def of(cls, q: Tensor, scale: Tensor | None, bias: Tensor | None) -> Weights:
-        """Weights q (N, K), integers of 7 bits (int8) or 14 (int16), contracted along K."""
+    def of(cls, q: Tensor, scale: Tensor | None, bias: Tensor | None) -> Weights | LimbWeights:
+        """Weights q (N, K), integers of 7 bits (int8) or 14 (int16), contracted along K; in the form that is the fastest here."""
         n, k = q.shape
+        scales = np.ones(n) if scale is None else array(scale.double())
+        biases = _NONE32 if bias is None else array(bias)
+        narrow = q.dtype == torch.int8
+        if narrow and limbs.USABLE and k <= limbs.WIDTH_MAX:
+            return LimbWeights.of(array(q), scales, biases)
         packed = _panels(n, _even(k) // 2)
         products.pack_integers(array(q.to(torch.int16)), packed)
-        scales = np.ones(n) if scale is None else array(scale.double())
-        longest = PAIRS_7 if q.dtype == torch.int8 else PAIRS_14
-        return cls(packed, scales, longest, _NONE32 if bias is None else array(bias))
+        return cls(packed, scales, PAIRS_7 if narrow else PAIRS_14, biases)
 
     def times(self, x: Rows, low: Low | None, out: Tensor, biased: bool = True) -> Tensor:
         """Write the product of x by these weights, with bias and `low`'s part, to out (M, N)."""
         bias = self.bias if biased else _NONE32
-        q, scale, up, up_scale, ranges, blocks = low.operands if low is not None else _NO_OPERANDS
-        products.group(
-            x.q16,
-            x.scales,
-            self.packed,
-            self.scale,
-            self.longest,
-            bias,
-            q,
-            scale,
-            up,
-            up_scale,
-            ranges,
-            blocks,
-            out.numpy(),
-        )
+        operands = low.operands if low is not None else _NO_OPERANDS
+        products.group(x.q16, x.scales, self.packed, self.scale, self.longest, bias, *operands, out.numpy())
         return out
 
 
-_NO_OPERANDS = (_NO_LOW, _NO_LOW_SCALE, _NO_UP, _NONE64, _NO_RANGES, _NO_BLOCKS)
+@dataclass(frozen=True, slots=True)
+class LimbWeights:
+    """The same for the unit that multiplies int8 tiles: panels as `limbs.pack_panels` makes them.
+
+    The scales of all their columns are there in binary64 and in binary32, and for which rows the latter do (`limbs.short_range`).
+    """
+
+    panels: Array
+    scale: Array
+    short: Array
+    between: Array
+    bias: Array
+
+    @classmethod
+    def of(cls, q: Array, scale: Array, bias: Array) -> LimbWeights:
+        """Weights q (N, K) int8, |q| <= 64, contracted along K."""
+        n, k = q.shape
+        panels = limbs.panels_for(n, k)
+        limbs.pack_panels(q, panels)
+        scales = np.ones(panels.shape[0] * COLUMNS)
+        scales[:n] = scale
+        return cls(panels, scales, scales.astype(np.float32), limbs.short_range(k, scale), bias)
+
+    def times(self, x: Rows, low: Low | None, out: Tensor, biased: bool = True) -> Tensor:
+        """As `Weights.times`."""
+        bias = self.bias if biased else _NONE32
+        operands = low.operands if low is not None else _NO_OPERANDS
+        y, given = out.numpy(), (x.q16, x.width, x.scales, self.panels, self.scale)
+        if x.scales.size == 1 and x.width <= limbs.SHORT_WIDTH_MAX:
+            limbs.row_group(*given, bias, *operands, y)
+        else:
+            limbs.group_limbs(*given, self.short, self.between, bias, *operands, y)
+        return out
+
+
+_NO_OPERANDS: Operands = (_NO_LOW, _NO_LOW_SCALE, _NO_UP, _NONE64, _NO_RANGES, _NO_BLOCKS, _NO_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +176,16 @@ class Up:
     scale: Array
     ranges: Array
     blocks: Array
+    alone: Array
+
+    @classmethod
+    def of(cls, packed: Array, scale: Array, ranges: Array, blocks: Array) -> Up:
+        """With the block of each panel whose sixteen columns have no other, else -1."""
+        alone = np.full(packed.shape[0], -1)
+        for panel in range(blocks.size // COLUMNS):
+            found = np.unique(blocks[panel * COLUMNS : (panel + 1) * COLUMNS])
+            alone[panel] = found[0] if found.size == 1 else -1
+        return cls(packed, scale, ranges, blocks, alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +197,10 @@ class Low:
     up: Up
 
     @property
-    def operands(self) -> tuple[Array, ...]:
+    def operands(self) -> Operands:
         """What the kernel takes, in its order."""
         up = self.up
-        return self.q16, self.scales, up.packed, up.scale, up.ranges, up.blocks
+        return self.q16, self.scales, up.packed, up.scale, up.ranges, up.blocks, up.alone
 
 
 class Factors:
@@ -183,7 +218,7 @@ class Factors:
         require(products.pack_across(a.numpy(), across, 0, 0, scale))
         ranges = np.empty((across.shape[0], 2), np.int64)
         ranges[:] = (0, across.shape[1])
-        self.across = Up(across, scale, ranges, np.zeros(width, np.int64))
+        self.across = Up.of(across, scale, ranges, np.zeros(width, np.int64))
         scaled = b * lora.unscale
         self.back = [_along(array(scaled[:, i:j])) for i, j in lora.packed]
 
@@ -198,7 +233,7 @@ class Factors:
             for panel in range(i // COLUMNS, -(-k // COLUMNS)):
                 begin = ranges[panel, 0] if ranges[panel, 1] else block * pairs
                 ranges[panel] = (begin, (block + 1) * pairs)
-        return Up(packed, scale, ranges, blocks)
+        return Up.of(packed, scale, ranges, blocks)
 
     def narrow(self, x: Rows) -> tuple[Array, Array, Low]:
         """(u, h, h quantised module by module) for x: u = A x and h = s u, float32 (M, modules * r)."""

@@ -29,7 +29,7 @@ def drawn(label: str, *shape: int) -> Tensor:
 
 
 def layers(bits: int) -> Parts:
-    """A group of three modules, two of them adapted: 11 rows, an odd width."""
+    """A group of three modules, two of them adapted: 11 rows and the first alone, an odd width."""
     from attribution.exact.quantisation import Block
     from attribution.linear import Frozen, Lora, NarrowBlock, contract, group_backward, group_forward
 
@@ -42,7 +42,8 @@ def layers(bits: int) -> Parts:
     x = Block.of(drawn("x", 11, width))
     y, u, h = group_forward(frozen, lora, x)
     g = group_backward(frozen, lora, drawn("dy", 11, 40))
-    parts = [frozen.forward(x), frozen.backward(Block.of(drawn("dz", 11, 40))), y, g.dx]
+    first, *_ = group_forward(frozen, lora, Block(x.q[:1], x.scale[:1]))
+    parts = [frozen.forward(x), frozen.backward(Block.of(drawn("dz", 11, 40))), y, g.dx, first]
     if u is not None and h is not None and g.dh is not None and g.dh_scaled is not None:
         parts += [u, h, g.dh, g.dh_scaled, *contract(lora, NarrowBlock(x.q64, x.scale), h, g.dy, g.dh_scaled)]
     return parts

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from attribution.exact.fused.compiling import kernel, part
-from attribution.exact.fused.grids import LIMIT_BITS, grid, quantise_row
+from attribution.exact.fused.grids import LIMIT_BITS, grid, largest_bits, quantise_row
 from attribution.exact.fused.vector import (
     COLUMNS,
     ROWS,
     WIDE_PANELS,
+    add_row_pairs,
     magnitude,
     nearest32,
     pair_of,
@@ -28,6 +29,8 @@ PAIRS_14 = 15
 """Pairs of two 14-bit factors whose sum stays within int32: 2 * 2^13 * 2^13 * 15 < 2^31."""
 # Rows whose quantised form stays in the second-level cache while every panel passes over them: 96 rows of 2,048 numbers are 384 KiB.
 _CHUNK = 96
+# Rows that are quantised side by side.
+_TOGETHER = 8
 _ONE = np.float32(1.0)
 
 
@@ -75,12 +78,24 @@ def add_tile(rows: Any, a: Any, a_step: Any, b: Any, pairs: Any, longest: Any, s
 
 @kernel
 def quantise_rows(x: Any, q: Any, scale: Any) -> Any:
-    """X (M, K) to int16 q (M, K or more) and binary64 2^e (M); False if a row has no such form."""
-    for i in range(x.shape[0]):
-        unit = quantise_row(x[i], q[i])
-        if unit < 0:
-            return False
-        scale[i] = unit
+    """X (M, K) to int16 q (M, K or more) and binary64 2^e (M); False if a row has no such form.
+
+    As `quantise_row`, a few rows at a time: all their powers of two first, so that no row waits for its own.
+    """
+    rows, width = x.shape
+    for start in range(0, rows, _TOGETHER):
+        stop = min(rows, start + _TOGETHER)
+        for i in range(start, stop):
+            top = largest_bits(x[i])
+            if top >= LIMIT_BITS:
+                return False
+            scale[i] = grid(top)
+        for i in range(start, stop):
+            inverse = _ONE / np.float32(scale[i])
+            for j in range(width):
+                q[i, j] = np.int16(nearest32(x[i, j] * inverse))
+            for j in range(width, q.shape[1]):
+                q[i, j] = 0
     return True
 
 
@@ -250,6 +265,50 @@ def scale_tile(
                 )
 
 
+@part
+def add_bias(bias: Any, row: Any, count: Any, column: Any, out: Any) -> Any:
+    """Add the bias to `count` rows of a panel of out, at (row, column)."""
+    for r in range(row, row + count):
+        for j in range(column, min(column + COLUMNS, out.shape[1])):
+            out[r, j] += bias[j]
+
+
+@part
+def add_low(
+    low: Any,
+    low_scale: Any,
+    up: Any,
+    up_scale: Any,
+    ranges: Any,
+    block_of: Any,
+    alone: Any,
+    row: Any,
+    count: Any,
+    panel: Any,
+    sums: Any,
+    wide: Any,
+    out: Any,
+) -> Any:
+    """Add the low-rank part, rounded once, to `count` rows of one panel of out: the operands are those of `group`."""
+    begin, end, first = ranges[panel, 0], ranges[panel, 1], panel * COLUMNS
+    where, step = low.ctypes.data + row * low.strides[0] + 4 * begin, low.strides[0]
+    at = up.ctypes.data + panel * up.strides[0] + begin * up.strides[1]
+    if alone[panel] >= 0 and end - begin <= PAIRS_14:
+        units, to = up_scale.ctypes.data + 8 * first, out.ctypes.data + row * out.strides[0] + 4 * first
+        for r in range(count):
+            unit = low_scale[row + r, alone[panel]]
+            add_row_pairs(where + r * step, at, end - begin, unit, units, to + r * out.strides[0])
+        return
+    for start in range(0, count, ROWS):
+        few = min(ROWS, count - start)
+        clear(wide)
+        add_tile(few, where + start * step, step, at, end - begin, PAIRS_14, sums, wide)
+        for r in range(few):
+            for j in range(min(COLUMNS, out.shape[1] - first)):
+                unit = low_scale[row + start + r, block_of[first + j]]
+                out[row + start + r, first + j] += np.float32(wide[r, j] * unit * up_scale[first + j])
+
+
 @kernel
 def group(
     a: Any,
@@ -264,17 +323,18 @@ def group(
     up_scale: Any,
     ranges: Any,
     block_of: Any,
+    alone: Any,
     out: Any,
 ) -> Any:
     """One group of layers over rows: out = fl32(sum a w) [+ bias] [+ fl32(sum low up)], each sum scaled by its powers of two first.
 
     a (M, K) int16 and w (panels, pairs, 16), sums of at most `longest` pairs in int32; scales binary64, w_scale by column. bias has 0 or N entries.
     low (M, L) int16 and up (panels, L / 2, 16) or (0, ..): of panel p, pairs ranges[p, 0] to ranges[p, 1] count; low_scale (M, blocks), and column
-    n takes that of block block_of[n].
+    n takes that of block block_of[n]; alone[p] is the one block of panel p where it has sixteen columns and no other, else -1.
     """
     rows, columns = out.shape
     panels, pairs = w.shape[0], w.shape[1]
-    step, low_step = a.strides[0], low.strides[0]
+    step = a.strides[0]
     sums, wide = np.empty((ROWS, COLUMNS), np.int32), np.empty((ROWS, COLUMNS), np.float64)
     several = np.empty((WIDE_PANELS, COLUMNS), np.int32)
     for start in range(0, rows, _CHUNK):
@@ -298,19 +358,11 @@ def group(
                     tile(count, where, step, at, pairs, sums.ctypes.data)
                     scale_tile(sums, 0, count, width, a_scale, i, w_scale, first, out)
                 if bias.size:
-                    for r in range(count):
-                        for j in range(width):
-                            out[i + r, first + j] += bias[first + j]
+                    add_bias(bias, i, count, first, out)
                 if up.shape[0]:
-                    begin, end = ranges[p, 0], ranges[p, 1]
-                    clear(wide)
-                    where = low.ctypes.data + i * low_step + 4 * begin
-                    at_up = up.ctypes.data + p * up.strides[0] + begin * up.strides[1]
-                    add_tile(count, where, low_step, at_up, end - begin, PAIRS_14, sums, wide)
-                    for r in range(count):
-                        for j in range(width):
-                            unit = low_scale[i + r, block_of[first + j]]
-                            out[i + r, first + j] += np.float32(wide[r, j] * unit * up_scale[first + j])
+                    add_low(
+                        low, low_scale, up, up_scale, ranges, block_of, alone, i, count, p, sums, wide, out
+                    )
 
 
 @kernel

@@ -117,6 +117,20 @@ def test_sums_of_one_sign_beyond_int32_are_exact(width: int, bits: int) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("rank", [30, 31, 40])
+def test_low_rank_sums_of_one_sign_beyond_int32_are_exact(rank: int) -> None:
+    def compute() -> list[Tensor]:
+        weights = frozen(0, 40, 20, 7, False)
+        # One below a power of two rounds up to it, here and in h: integers of 8192, the largest there are.
+        lora = Lora(
+            torch.full((rank, 20), 0.99999994), torch.full((rank, 40), 0.99999994), [(0, 40)], 1.0, weights
+        )
+        return group(weights, lora, torch.full((3, 20), 0.99999994), torch.full((3, 40), 0.99999994))
+
+    assert agree(compute)
+
+
+@needs_kernels
 @settings(max_examples=examples(40))
 @given(
     SEEDS,
