@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attribution import exact
 from attribution.adapter import Adapter
+from attribution.exact.backends import fused_serves
 from attribution.exact.bits import pow2, row_magnitude
 from attribution.gradients import Example, FactorBatch, ModuleFactors, factors
 from attribution.model import Base
@@ -84,6 +85,11 @@ def factor_gradients(batch: FactorBatch) -> list[Tensor]:
     Each is `exact.matmul` of the example's own tokens: both sides quantised along tokens to 14 bits, the integer
     products summed exactly, one rounding. Examples are padded with zero tokens, which change neither.
     """
+    if fused_serves(batch.modules[0].x):
+        from attribution.exact.fused.layers import token_products
+
+        pairs = [pair for m in _counted(batch) for pair in ((m.dz, m.u), (m.x, m.dh))]
+        return [token_products(batch.spans, *pair) for pair in pairs]
     gather, mask = _padding(batch.spans, batch.modules[0].x.device)
     gradients = []
     for modules in _runs(_counted(batch), mask.numel()):

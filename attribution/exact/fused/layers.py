@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -317,6 +318,13 @@ def _by_rows(x: Rows, start: int, stop: int) -> Array:
     packed = _panels(stop - start, _even(x.scales.size) // 2)
     products.pack_rows(np.ascontiguousarray(x.q16[:, start:stop]), stop - start, packed)
     return packed
+
+
+def token_products(spans: Sequence[tuple[int, int]], wide: Tensor, narrow: Tensor) -> Tensor:
+    """`attribution.whitening.gradients.factor_gradients` of one factor: (examples, W, R) of (tokens, W) and (tokens, R)."""
+    out = torch.empty(len(spans), wide.shape[1], narrow.shape[1])
+    require(products.token_products(np.array(spans, np.int64), array(wide), array(narrow), out.numpy()))
+    return out
 
 
 def integer_product(qa: Tensor, qb: Tensor) -> Tensor:

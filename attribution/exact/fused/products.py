@@ -366,6 +366,46 @@ def group(
 
 
 @kernel
+def token_products(spans: Any, wide: Any, narrow: Any, out: Any) -> Any:
+    """Per example e, whose tokens are spans[e, 0] to spans[e, 1], out[e] (W, R) = wide^T narrow, both (tokens, W or R) quantised along its tokens.
+
+    fl32(sum), then times the power of two of the wide side, then of the narrow one, in binary32 each; False if a column has no such form.
+    """
+    columns, ranks, longest = wide.shape[1], narrow.shape[1], 0
+    for e in range(spans.shape[0]):
+        longest = max(longest, spans[e, 1] - spans[e, 0])
+    pairs = (longest + 1) // 2
+    packed = np.zeros(((columns + COLUMNS - 1) // COLUMNS, pairs, COLUMNS), np.int32)
+    scale, grids = np.empty(columns, np.float32), np.empty(ranks, np.float32)
+    q, row = np.empty((ranks, 2 * pairs), np.int16), np.empty(longest, np.float32)
+    sums, total = np.empty((ROWS, COLUMNS), np.int32), np.empty((ROWS, COLUMNS), np.float64)
+    for e in range(spans.shape[0]):
+        start, stop = spans[e, 0], spans[e, 1]
+        count = stop - start
+        if not pack_across(wide[start:stop], packed, 0, 0, scale):
+            return False
+        for r in range(ranks):
+            for t in range(count):
+                row[t] = narrow[start + t, r]
+            unit = quantise_row(row[:count], q[r])
+            if unit < 0:
+                return False
+            grids[r] = unit
+        for r in range(0, ranks, ROWS):
+            few = min(ROWS, ranks - r)
+            where, step = q.ctypes.data + r * q.strides[0], q.strides[0]
+            for p in range(packed.shape[0]):
+                clear(total)
+                at = packed.ctypes.data + p * packed.strides[0]
+                add_tile(few, where, step, at, (count + 1) // 2, PAIRS_14, sums, total)
+                for j in range(min(COLUMNS, columns - p * COLUMNS)):
+                    column = p * COLUMNS + j
+                    for i in range(few):
+                        out[e, column, r + i] = np.float32(total[i, j]) * scale[column] * grids[r + i]
+    return True
+
+
+@kernel
 def fold_tokens(narrow: Any, scale: Any, q: Any, grids: Any) -> Any:
     """Quantise (narrow * scale) along tokens: narrow (M, R), scale (M) binary64 powers of two; q (R, M or more), grids (R)."""
     rows, ranks = narrow.shape

@@ -17,9 +17,11 @@ from attribution.decoder import cross_entropy, rms_norm, rms_norm_backward, swig
 from attribution.exact.quantisation import Block
 from attribution.exact.random import uniform_integers
 from attribution.generation import cache_of
+from attribution.gradients import FactorBatch, ModuleFactors
 from attribution.linear import Frozen, Lora, NarrowBlock, contract, group_backward, group_forward
 from attribution.recipe import Recipe
 from attribution.training import AdamW, clip
+from attribution.whitening.gradients import factor_gradients
 from tests.profiles import examples
 from tests.unit.attribution.fused_cases import (
     EVERYDAY,
@@ -119,13 +121,14 @@ def test_sums_of_one_sign_beyond_int32_are_exact(width: int, bits: int) -> None:
 @needs_kernels
 @pytest.mark.parametrize("rank", [30, 31, 40])
 def test_low_rank_sums_of_one_sign_beyond_int32_are_exact(rank: int) -> None:
+    below = 0.99999994
+
     def compute() -> list[Tensor]:
-        weights = frozen(0, 40, 20, 7, False)
-        # One below a power of two rounds up to it, here and in h: integers of 8192, the largest there are.
-        lora = Lora(
-            torch.full((rank, 20), 0.99999994), torch.full((rank, 40), 0.99999994), [(0, 40)], 1.0, weights
-        )
-        return group(weights, lora, torch.full((3, 20), 0.99999994), torch.full((3, 40), 0.99999994))
+        weights = frozen(0, 32, 16, 7, False)
+        # One below a power of two rounds up to it: integers of 8192, the largest there are. Sixteen and thirty-two of them give a power of
+        # two again, which the scale takes below it once more.
+        lora = Lora(torch.full((rank, 16), below), torch.full((rank, 32), below), [(0, 32)], below, weights)
+        return group(weights, lora, torch.full((3, 16), below), torch.full((3, 32), below))
 
     assert agree(compute)
 
@@ -163,6 +166,31 @@ def test_attention_is_the_same_both_ways(
     assert agree(forward)
     assert agree(both)
     assert agree(cached)
+
+
+@needs_kernels
+@settings(max_examples=examples(40))
+@given(
+    SEEDS,
+    st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    EVERYDAY | POWERS,
+    EVERYDAY | POWERS,
+)
+def test_gradients_of_examples_are_the_same_both_ways(
+    seed: int, lengths: list[int], width: int, rank: int, powers: list[int], back: list[int]
+) -> None:
+    rows = sum(lengths)
+    spans = tuple((sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(len(lengths)))
+
+    def side(label: str, columns: int, exponents: list[int]) -> Tensor:
+        return scaled(drawn(seed, label, columns, rows), exponents).t().contiguous()
+
+    x, u = side("x", width, powers), side("u", rank, back)
+    dz, dh = side("dz", width + 3, back), side("dh", rank, powers)
+    batch = FactorBatch((ModuleFactors("module", x, u, dz, dh),), spans, (0,) * len(spans), 1.0)
+    assert agree(lambda: factor_gradients(batch))
 
 
 @needs_kernels
