@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor
 
 from attribution import exact
+from attribution.exact.backends import fused_serves
 from attribution.exact.bits import pow2
 from attribution.whitening.gradients import FactorShape
 from attribution.whitening.narrow import eigenvectors
 from attribution.whitening.rounding import rounded
 from attribution.whitening.wide import WIDE_TURNED_MAX, wide_bases
+
+if TYPE_CHECKING:
+    from attribution.exact.fused.turning import PackedBases
 
 MOMENT_EXAMPLES_MAX = 1 << 12
 """Examples of one call of `moments`, whose sums are then exact in binary64."""
@@ -111,8 +116,14 @@ class Turning:
     """All factors' bases, quantised once and grouped by shape: what turns gradients."""
 
     def __init__(self, bases: Sequence[Bases], shapes: Sequence[FactorShape]) -> None:
+        self._packed: list[PackedBases] = []
+        self._alike: list[_Alike] = []
+        if bases and fused_serves(bases[0].narrow):
+            from attribution.exact.fused.turning import PackedBases
+
+            self._packed = [PackedBases.of(b.narrow, b.wide) for b in bases]
+            return
         doubles = sum(b.wide.numel() for b in bases if b.wide is not None) <= _DOUBLES_KEPT_MAX
-        self._alike = []
         for shape in sorted(set(shapes), key=lambda s: (s.wide, s.rank)):
             of_shape = [f for f, s in enumerate(shapes) if s == shape]
             at_once = (
@@ -128,6 +139,8 @@ class Turning:
 
     def turned(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Every factor (examples, wide, rank) times its bases, ``wide (G narrow)``, both products as `exact.matmul` defines them."""
+        if self._packed:
+            return [b.turned(g) for b, g in zip(self._packed, gradients, strict=True)]
         out = list(gradients)
         for alike in self._alike:
             at_once = max(1, _NUMBERS_AT_ONCE // max(1, gradients[alike.places[0]].numel()))

@@ -152,7 +152,7 @@ def test_a_missed_target_fails_only_where_the_processor_has_int8_units(
     monkeypatch.setattr(exact, "machine", lambda device: {"int8_units": units, "device": device})
     monkeypatch.setattr(exact, "TARGETS", {128: 0.6})
     monkeypatch.setattr(
-        exact, "least", lambda runs, *_: {name: 1.0 if name == "fp32" else seconds for name in runs}
+        exact, "least", lambda runs, *_, **__: {name: 1.0 if name == "fp32" else seconds for name in runs}
     )
     code = exact.main(["--json"])
     found = json.loads(capsys.readouterr().out)

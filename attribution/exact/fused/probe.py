@@ -1,7 +1,7 @@
 """The fused kernels held against the torch paths on small operands: at every start, as part of `attribution.exact.selfcheck`.
 
 The torch paths themselves are held against plain integers in the same check. What is compared: a group of layers forward and backward with an adapter
-on part of it, parameter gradients, attention forward, backward and cached, normalisation, rotation, SwiGLU, the loss, an optimiser step,
+on part of it, parameter gradients, attention forward, backward and cached, normalisation, rotation, SwiGLU, the loss, examples' gradients and their turning, an optimiser step,
 the scan of an index.
 """
 
@@ -74,6 +74,20 @@ def attention() -> Parts:
     return [o, *cached, attention_backward(drawn("do", 21, 4, 6), kept)]
 
 
+def gradients() -> Parts:
+    """Gradients of two examples of 33 and 6 tokens, turned by bases of a rank of seven on one side, and on both."""
+    from attribution.gradients import FactorBatch, ModuleFactors
+    from attribution.whitening.bases import Bases, Turning
+    from attribution.whitening.gradients import FactorShape, factor_gradients
+
+    sides = [drawn(label, 39, width) for label, width in (("in", 21), ("u", 7), ("dz", 18), ("dh", 7))]
+    batch = FactorBatch((ModuleFactors("module", *sides),), ((0, 33), (33, 39)), (0, 0), 1.0)
+    found = factor_gradients(batch)
+    shapes = [FactorShape("module.B", 18, 7), FactorShape("module.A", 21, 7)]
+    bases = [Bases(drawn("narrow", 7, 7), None), Bases(drawn("narrow", 7, 7), drawn("wide side", 21, 21))]
+    return [*found, *Turning(bases, shapes).turned(found)]
+
+
 def optimiser() -> Parts:
     """Two steps of AdamW with weight decay, and clipping."""
     from attribution.recipe import Recipe
@@ -108,6 +122,7 @@ CASES: tuple[tuple[str, Callable[[], Parts]], ...] = (
     ("layers of 14 bits", lambda: layers(14)),
     ("between products", between),
     ("attention", attention),
+    ("gradients of examples", gradients),
     ("optimiser", optimiser),
     ("rows", rows),
 )

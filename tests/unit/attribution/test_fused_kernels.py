@@ -21,6 +21,7 @@ from attribution.gradients import FactorBatch, ModuleFactors
 from attribution.linear import Frozen, Lora, NarrowBlock, contract, group_backward, group_forward
 from attribution.recipe import Recipe
 from attribution.training import AdamW, clip
+from attribution.whitening import Bases, FactorShape, Turning
 from attribution.whitening.gradients import factor_gradients
 from tests.profiles import examples
 from tests.unit.attribution.fused_cases import (
@@ -191,6 +192,35 @@ def test_gradients_of_examples_are_the_same_both_ways(
     dz, dh = side("dz", width + 3, back), side("dh", rank, powers)
     batch = FactorBatch((ModuleFactors("module", x, u, dz, dh),), spans, (0,) * len(spans), 1.0)
     assert agree(lambda: factor_gradients(batch))
+
+
+@needs_kernels
+@settings(max_examples=examples(40))
+@given(
+    SEEDS,
+    st.integers(1, 4),
+    st.lists(st.integers(1, 50), min_size=1, max_size=3),
+    st.integers(1, 40),
+    st.booleans(),
+    EVERYDAY | POWERS,
+    EVERYDAY | POWERS,
+)
+def test_turning_is_the_same_both_ways(
+    seed: int, count: int, widths: list[int], rank: int, both: bool, powers: list[int], back: list[int]
+) -> None:
+    shapes = [FactorShape(f"f{i}", wide, rank) for i, wide in enumerate(widths)]
+    gradients = [
+        scaled(drawn(seed, f"g{i}", count * wide, rank), powers).view(count, wide, rank)
+        for i, wide in enumerate(widths)
+    ]
+
+    def compute() -> list[Tensor]:
+        narrow = [scaled(drawn(seed, f"n{i}", rank, rank), back) for i in range(len(widths))]
+        sides = [scaled(drawn(seed, f"w{i}", wide, wide), back) for i, wide in enumerate(widths)]
+        bases = [Bases(n, w if both else None) for n, w in zip(narrow, sides, strict=True)]
+        return Turning(bases, shapes).turned(gradients)
+
+    assert agree(compute)
 
 
 @needs_kernels

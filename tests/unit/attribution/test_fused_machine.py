@@ -37,11 +37,11 @@ def _default_backend() -> Iterator[None]:
 
 def kernels() -> dict[str, Any]:
     """Every kernel that Python calls, by module and name."""
-    from attribution.exact.fused import attention, elementwise, limbs, products, scanning
+    from attribution.exact.fused import attention, elementwise, limbs, products, scanning, turning
 
     return {
         f"{module.__name__.rsplit('.', 1)[1]}.{name}": value
-        for module in (products, limbs, attention, elementwise, scanning)
+        for module in (products, limbs, turning, attention, elementwise, scanning)
         for name, value in vars(module).items()
         if hasattr(value, "py_func") and value.py_func.__module__ == module.__name__ and value.signatures
     }
