@@ -72,29 +72,23 @@ def factors(base: Base, adapter: Adapter, examples: Sequence[Example]) -> Factor
     """
     keep_heap()
     bound = adapter.bound_to(base)
-    pieces = []
-    start = 0
     inputs = [_tokens(base, e)[:-1] for e in examples]
     check_ids(base, inputs)
+    spans, row = [], 0
+    for ids in inputs:
+        spans.append((row, row + len(ids)))
+        row += len(ids)
+    gathered, found = _Gathered(base, row), list[int]()
+    start = 0
     while start < len(examples):
         stop, rows = start + 1, len(inputs[start])
         while stop < len(examples) and rows + len(inputs[stop]) <= ROWS_MAX:
             rows += len(inputs[stop])
             stop += 1
-        pieces.append(_run(base, bound, examples[start:stop]))
+        gathered.begin(spans[start][0], spans[stop - 1][1])
+        found += _run(base, bound, examples[start:stop], gathered)
         start = stop
-    names = [m.name for m in pieces[0][0]]
-    modules = tuple(
-        ModuleFactors(
-            name, *(_join([getattr(p[0][i], part) for p in pieces]) for part in ("x", "u", "dz", "dh"))
-        )
-        for i, name in enumerate(names)
-    )
-    spans, row = [], 0
-    for ids in inputs:
-        spans.append((row, row + len(ids)))
-        row += len(ids)
-    return FactorBatch(modules, tuple(spans), tuple(n for p in pieces for n in p[1]), adapter.scale)
+    return FactorBatch(gathered.modules(), tuple(spans), tuple(found), adapter.scale)
 
 
 def losses(base: Base, adapter: Adapter | None, examples: Sequence[Example]) -> tuple[int, ...]:
@@ -132,38 +126,64 @@ def _prepare(base: Base, examples: Sequence[Example]) -> tuple[list[list[int]], 
     )
 
 
-def _run(base: Base, bound: Bound, examples: Sequence[Example]) -> tuple[list[ModuleFactors], list[int]]:
+def _run(base: Base, bound: Bound, examples: Sequence[Example], gathered: _Gathered) -> list[int]:
+    """The examples' losses; their factors go to `gathered`."""
     inputs, targets, weights = _prepare(base, examples)
     hidden, tape = forward(base, bound, inputs, save=True)
     loss = cross_entropy(head(base, hidden), targets, weights)
-    found: dict[str, ModuleFactors] = {}
-
-    def visit(v: Visited) -> None:
-        x, u, dh = v.x + 0.0, _rows(v.u), _rows(v.dh)
-        outs = {span: j for j, span in enumerate(v.lora.spans)}
-        start = 0
-        for p in GROUPS[v.group]:
-            name = module_name(v.layer, p)
-            stop = start + projection_shape(base.config, p)[0]
-            if (start, stop) in outs:
-                c = slice(outs[start, stop] * v.lora.rank, (outs[start, stop] + 1) * v.lora.rank)
-                dz = v.dy[:, start:stop] + 0.0
-                found[name] = ModuleFactors(name, x, u[:, c].contiguous(), dz, dh[:, c].contiguous())
-            start = stop
-
-    backward(base, bound, tape, loss.gradient, visit)
-    order = [module_name(i, p) for i in range(base.config.num_hidden_layers) for p in PROJECTIONS]
+    backward(base, bound, tape, loss.gradient, gathered.take)
     per_example, row = [], 0
     for ids in inputs:
         per_example.append(int(loss.tokens[row : row + len(ids)].sum()))
         row += len(ids)
-    return [found[n] for n in order if n in found], per_example
+    return per_example
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(r, rows) to contiguous (rows, r) without negative zeros."""
-    return x.t().contiguous().add_(0.0)
+class _Gathered:
+    """The factors of all modules over all rows, written piece by piece where they stay; modules that read one input share it."""
 
+    def __init__(self, base: Base, rows: int) -> None:
+        self._base, self._rows = base, rows
+        self._first, self._last = 0, 0
+        self._inputs: dict[tuple[int, int], Tensor] = {}
+        self._modules: dict[str, ModuleFactors] = {}
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def begin(self, first: int, last: int) -> None:
+        """What is taken next belongs to these rows."""
+        self._first, self._last = first, last
+
+    def take(self, v: Visited) -> None:
+        """Keep one group's factors of the current rows."""
+        x = self._inputs.get((v.layer, v.group))
+        if x is None:
+            x = self._inputs[v.layer, v.group] = self._room(v.x.shape[1])
+        self._write(x, v.x)
+        outs = {span: j for j, span in enumerate(v.lora.spans)}
+        start, rank = 0, v.lora.rank
+        for p in GROUPS[v.group]:
+            stop = start + projection_shape(self._base.config, p)[0]
+            if (start, stop) in outs:
+                name, c = (
+                    module_name(v.layer, p),
+                    slice(outs[start, stop] * rank, (outs[start, stop] + 1) * rank),
+                )
+                module = self._modules.get(name)
+                if module is None:
+                    u, dz, dh = (self._room(width) for width in (rank, stop - start, rank))
+                    module = self._modules[name] = ModuleFactors(name, x, u, dz, dh)
+                self._write(module.u, v.u[c].t())
+                self._write(module.dz, v.dy[:, start:stop])
+                self._write(module.dh, v.dh[c].t())
+            start = stop
+
+    def modules(self) -> tuple[ModuleFactors, ...]:
+        """In the model's order."""
+        order = [module_name(i, p) for i in range(self._base.config.num_hidden_layers) for p in PROJECTIONS]
+        return tuple(self._modules[name] for name in order if name in self._modules)
+
+    def _room(self, width: int) -> Tensor:
+        return torch.empty(self._rows, width, device=self._base.device)
+
+    def _write(self, kept: Tensor, piece: Tensor) -> None:
+        """Without negative zeros."""
+        torch.add(piece, 0.0, out=kept[self._first : self._last])
