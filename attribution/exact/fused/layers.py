@@ -127,7 +127,7 @@ class Weights:
         """Write the product of x by these weights, with bias and `low`'s part, to out (M, N)."""
         bias = self.bias if biased else _NONE32
         operands = low.operands if low is not None else _NO_OPERANDS
-        products.group(x.q16, x.scales, self.packed, self.scale, self.longest, bias, *operands, out.numpy())
+        products.group(x.q16, x.scales, self.packed, self.scale, self.longest, bias, operands, out.numpy())
         return out
 
 
@@ -160,9 +160,9 @@ class LimbWeights:
         operands = low.operands if low is not None else _NO_OPERANDS
         y, given = out.numpy(), (x.q16, x.width, x.scales, self.panels, self.scale)
         if x.scales.size == 1 and x.width <= limbs.SHORT_WIDTH_MAX:
-            limbs.row_group(*given, bias, *operands, y)
+            limbs.row_group(*given, bias, operands, y)
         else:
-            limbs.group_limbs(*given, self.short, self.between, bias, *operands, y)
+            limbs.group_limbs(*given, self.short, self.between, bias, operands, y)
         return out
 
 

@@ -162,12 +162,6 @@ def group_limbs(
     between: Any,
     bias: Any,
     low: Any,
-    low_scale: Any,
-    up: Any,
-    up_scale: Any,
-    ranges: Any,
-    block_of: Any,
-    alone: Any,
     out: Any,
 ) -> Any:
     """`products.group` for 7-bit weights in panels of `pack_panels`: a (M, width or more) int16.
@@ -183,7 +177,7 @@ def group_limbs(
     small, wide = np.empty((ROWS, COLUMNS), np.int32), np.empty((ROWS, COLUMNS), np.float64)
     last = np.empty((TILE_ROWS, COLUMNS), np.float32)
     short = np.empty(limbs.shape[0], np.bool_)
-    configured = 0
+    configured, adapted = 0, low[2].shape[0] > 0
     for start in range(0, rows, _CHUNK):
         stop = min(rows, start + _CHUNK)
         split_rows(a[start:stop], width, limbs)
@@ -208,22 +202,8 @@ def group_limbs(
                     )
                     if bias.size:
                         add_bias(bias, i, count, column, out)
-                    if up.shape[0]:
-                        add_low(
-                            low,
-                            low_scale,
-                            up,
-                            up_scale,
-                            ranges,
-                            block_of,
-                            alone,
-                            i,
-                            count,
-                            p + panel,
-                            small,
-                            wide,
-                            out,
-                        )
+                    if adapted:
+                        add_low(low, i, count, p + panel, small, wide, out)
     release()
 
 
@@ -236,12 +216,6 @@ def row_group(
     w_scale: Any,
     bias: Any,
     low: Any,
-    low_scale: Any,
-    up: Any,
-    up_scale: Any,
-    ranges: Any,
-    block_of: Any,
-    alone: Any,
     out: Any,
 ) -> Any:
     """`group_limbs` for one row, without limbs and without the unit, which takes longer to wake up than so little work: at most `SHORT_WIDTH_MAX` wide."""
@@ -260,5 +234,5 @@ def row_group(
         scale_tile(several, p % WIDE_PANELS, 1, within, a_scale, 0, w_scale, first, out)
         if bias.size:
             add_bias(bias, 0, 1, first, out)
-        if up.shape[0]:
-            add_low(low, low_scale, up, up_scale, ranges, block_of, alone, 0, 1, p, small, wide, out)
+        if low[2].shape[0] > 0:
+            add_low(low, 0, 1, p, small, wide, out)

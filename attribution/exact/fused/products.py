@@ -276,12 +276,6 @@ def add_bias(bias: Any, row: Any, count: Any, column: Any, out: Any) -> Any:
 @part
 def add_low(
     low: Any,
-    low_scale: Any,
-    up: Any,
-    up_scale: Any,
-    ranges: Any,
-    block_of: Any,
-    alone: Any,
     row: Any,
     count: Any,
     panel: Any,
@@ -289,14 +283,15 @@ def add_low(
     wide: Any,
     out: Any,
 ) -> Any:
-    """Add the low-rank part, rounded once, to `count` rows of one panel of out: the operands are those of `group`."""
+    """Add the low-rank part, rounded once, to `count` rows of one panel of out; `low` is that of `group`."""
+    q, q_scale, up, up_scale, ranges, block_of, alone = low
     begin, end, first = ranges[panel, 0], ranges[panel, 1], panel * COLUMNS
-    where, step = low.ctypes.data + row * low.strides[0] + 4 * begin, low.strides[0]
+    where, step = q.ctypes.data + row * q.strides[0] + 4 * begin, q.strides[0]
     at = up.ctypes.data + panel * up.strides[0] + begin * up.strides[1]
     if alone[panel] >= 0 and end - begin <= PAIRS_14:
         units, to = up_scale.ctypes.data + 8 * first, out.ctypes.data + row * out.strides[0] + 4 * first
         for r in range(count):
-            unit = low_scale[row + r, alone[panel]]
+            unit = q_scale[row + r, alone[panel]]
             add_row_pairs(where + r * step, at, end - begin, unit, units, to + r * out.strides[0])
         return
     for start in range(0, count, ROWS):
@@ -305,7 +300,7 @@ def add_low(
         add_tile(few, where + start * step, step, at, end - begin, PAIRS_14, sums, wide)
         for r in range(few):
             for j in range(min(COLUMNS, out.shape[1] - first)):
-                unit = low_scale[row + start + r, block_of[first + j]]
+                unit = q_scale[row + start + r, block_of[first + j]]
                 out[row + start + r, first + j] += np.float32(wide[r, j] * unit * up_scale[first + j])
 
 
@@ -318,23 +313,18 @@ def group(
     longest: Any,
     bias: Any,
     low: Any,
-    low_scale: Any,
-    up: Any,
-    up_scale: Any,
-    ranges: Any,
-    block_of: Any,
-    alone: Any,
     out: Any,
 ) -> Any:
     """One group of layers over rows: out = fl32(sum a w) [+ bias] [+ fl32(sum low up)], each sum scaled by its powers of two first.
 
     a (M, K) int16 and w (panels, pairs, 16), sums of at most `longest` pairs in int32; scales binary64, w_scale by column. bias has 0 or N entries.
-    low (M, L) int16 and up (panels, L / 2, 16) or (0, ..): of panel p, pairs ranges[p, 0] to ranges[p, 1] count; low_scale (M, blocks), and column
-    n takes that of block block_of[n]; alone[p] is the one block of panel p where it has sixteen columns and no other, else -1.
+    `low` is a tuple (q, q_scale, up, up_scale, ranges, block_of, alone): q (M, L) int16 and up (panels, L / 2, 16) or (0, ..): of panel p, pairs
+    ranges[p, 0] to ranges[p, 1] count; q_scale (M, blocks), and column n takes that of block block_of[n]; alone[p] is the one block of panel p where
+    it has sixteen columns and no other, else -1.
     """
     rows, columns = out.shape
     panels, pairs = w.shape[0], w.shape[1]
-    step = a.strides[0]
+    step, adapted = a.strides[0], low[2].shape[0] > 0
     sums, wide = np.empty((ROWS, COLUMNS), np.int32), np.empty((ROWS, COLUMNS), np.float64)
     several = np.empty((WIDE_PANELS, COLUMNS), np.int32)
     for start in range(0, rows, _CHUNK):
@@ -359,10 +349,8 @@ def group(
                     scale_tile(sums, 0, count, width, a_scale, i, w_scale, first, out)
                 if bias.size:
                     add_bias(bias, i, count, first, out)
-                if up.shape[0]:
-                    add_low(
-                        low, low_scale, up, up_scale, ranges, block_of, alone, i, count, p, sums, wide, out
-                    )
+                if adapted:
+                    add_low(low, i, count, p, sums, wide, out)
 
 
 @kernel
