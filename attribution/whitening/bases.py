@@ -60,6 +60,10 @@ def moments(gradient: Tensor) -> Tensor:
     """
     if len(gradient) > MOMENT_EXAMPLES_MAX:
         raise ValueError(f"moments of {len(gradient)} examples at once; at most {MOMENT_EXAMPLES_MAX}")
+    if fused_serves(gradient):
+        from attribution.exact.fused.turning import second_moments
+
+        return second_moments(gradient, gradient.shape[1] <= WIDE_TURNED_MAX)
     q = exact.quantise(gradient.flatten(1))[0].double().view(gradient.shape)
     rows = q.flatten(0, 1)
     found = [(rows.T @ rows).flatten()]

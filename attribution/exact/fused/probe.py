@@ -75,9 +75,9 @@ def attention() -> Parts:
 
 
 def gradients() -> Parts:
-    """Gradients of two examples of 33 and 6 tokens, turned by bases of a rank of seven on one side, and on both."""
+    """Gradients of two examples of 33 and 6 tokens, their second moments, and turned by bases of a rank of seven on one side, and on both."""
     from attribution.gradients import FactorBatch, ModuleFactors
-    from attribution.whitening.bases import Bases, Turning
+    from attribution.whitening.bases import Bases, Turning, moments
     from attribution.whitening.gradients import FactorShape, factor_gradients
 
     sides = [drawn(label, 39, width) for label, width in (("in", 21), ("u", 7), ("dz", 18), ("dh", 7))]
@@ -85,7 +85,7 @@ def gradients() -> Parts:
     found = factor_gradients(batch)
     shapes = [FactorShape("module.B", 18, 7), FactorShape("module.A", 21, 7)]
     bases = [Bases(drawn("narrow", 7, 7), None), Bases(drawn("narrow", 7, 7), drawn("wide side", 21, 21))]
-    return [*found, *Turning(bases, shapes).turned(found)]
+    return [*found, *(moments(g) for g in found), *Turning(bases, shapes).turned(found)]
 
 
 def optimiser() -> Parts:

@@ -1,4 +1,4 @@
-"""Factors turned by their bases in one kernel: quantised, multiplied and rounded as `attribution.whitening.bases` defines it."""
+"""Factors' second moments, and factors turned by their bases, in one kernel each: what `attribution.whitening.bases` defines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.exact.fused.compiling import kernel
+from attribution.exact.fused.compiling import kernel, part
 from attribution.exact.fused.grids import quantise_row
 from attribution.exact.fused.layers import array, require
-from attribution.exact.fused.products import PAIRS_14, add_tile, clear, pack_across, pack_along
+from attribution.exact.fused.products import PAIRS_14, add_tile, clear, pack_across, pack_along, pack_integers
 from attribution.exact.fused.vector import COLUMNS, ROWS
 
 Array = NDArray[Any]
@@ -52,8 +52,60 @@ class PackedBases:
         return out
 
 
+def second_moments(gradient: Tensor, both: bool) -> Tensor:
+    """`attribution.whitening.bases.moments` of (examples, wide, rank): int64, of the narrow side, then (`both`) of the wide one."""
+    _, wide, rank = gradient.shape
+    out = np.empty(rank * rank + (wide * wide if both else 0), np.int64)
+    narrow_sums, wide_sums = out[: rank * rank].reshape(rank, rank), out[rank * rank :].reshape(-1, wide)
+    require(side_moments(array(gradient), narrow_sums, wide_sums))
+    return torch.from_numpy(out)
+
+
 def _panels(size: int) -> Array:
     return np.zeros((-(-size // COLUMNS), (size + 1) // 2, COLUMNS), np.int32)
+
+
+@part
+def squared(rows: Any, out: Any) -> Any:
+    """Rows times their transpose: int16 (N, K) with an even K, int64 (N, N); |sums| <= 2^53."""
+    size = rows.shape[0]
+    packed = np.empty(((size + COLUMNS - 1) // COLUMNS, rows.shape[1] // 2, COLUMNS), np.int32)
+    sums, total = np.empty((ROWS, COLUMNS), np.int32), np.empty((ROWS, COLUMNS), np.float64)
+    pack_integers(rows, packed)
+    for p in range(packed.shape[0]):
+        panel, first = packed.ctypes.data + p * packed.strides[0], p * COLUMNS
+        # The rest is the same numbers, mirrored.
+        for start in range(first, size, ROWS):
+            few = min(ROWS, size - start)
+            clear(total)
+            at = rows.ctypes.data + start * rows.strides[0]
+            add_tile(few, at, rows.strides[0], panel, packed.shape[1], PAIRS_14, sums, total)
+            for i in range(few):
+                for j in range(min(COLUMNS, size - first)):
+                    found = np.int64(total[i, j])
+                    out[start + i, first + j] = found
+                    out[first + j, start + i] = found
+
+
+@kernel
+def side_moments(g: Any, narrow: Any, wide: Any) -> Any:
+    """Second moments of factors g (examples, W, R), each quantised as one row: int64 narrow (R, R), and wide (W, W) unless it is empty."""
+    examples, width, ranks = g.shape
+    tall = np.zeros((width, examples * ranks + examples * ranks % 2), np.int16)
+    thin = np.zeros((ranks, examples * width + examples * width % 2), np.int16)
+    flat = np.empty(width * ranks, np.int16)
+    for e in range(examples):
+        if quantise_row(g[e].reshape(width * ranks), flat) < 0:
+            return False
+        for w in range(width):
+            for r in range(ranks):
+                value = flat[w * ranks + r]
+                tall[w, e * ranks + r] = value
+                thin[r, e * width + w] = value
+    squared(thin, narrow)
+    if wide.shape[0] > 0:
+        squared(tall, wide)
+    return True
 
 
 @kernel

@@ -21,7 +21,7 @@ from attribution.gradients import FactorBatch, ModuleFactors
 from attribution.linear import Frozen, Lora, NarrowBlock, contract, group_backward, group_forward
 from attribution.recipe import Recipe
 from attribution.training import AdamW, clip
-from attribution.whitening import Bases, FactorShape, Turning
+from attribution.whitening import Bases, FactorShape, Turning, moments
 from attribution.whitening.gradients import factor_gradients
 from tests.profiles import examples
 from tests.unit.attribution.fused_cases import (
@@ -221,6 +221,7 @@ def test_turning_is_the_same_both_ways(
         return Turning(bases, shapes).turned(gradients)
 
     assert agree(compute)
+    assert agree(lambda: [moments(g) for g in gradients])
 
 
 @needs_kernels
