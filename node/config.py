@@ -147,7 +147,7 @@ class ConsensusSection:
     heartbeat_ms: int = _integer(1000, 50, 2000)
     drift_ms_max: int = _integer(10_000, 100, 600_000)
     batch_transactions_max: int = _integer(1000, 1, 100_000)
-    block_interval_ms: int = _integer(0, 0, 500)
+    block_interval_ms: int = _integer(20, 0, 500)
     vote_fanout: str = _choice("all", "all", "collector")
 
 
