@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from blake3 import blake3
 from torch import Tensor
@@ -31,11 +32,13 @@ from attribution.linear import Frozen, Lora, NarrowBlock, contract, group_backwa
 from attribution.model import PROJECTIONS, Base, module_name, projection_shape
 from attribution.models import BASE_HASH, BASE_PATH
 from attribution.recipe import Recipe
+from attribution.rows import row_parts, row_query
 from attribution.scores import score
 from attribution.shares import Scores, attribute
 from attribution.spans import SpanIndex
 from attribution.tensor_hash import tensor_bytes
 from attribution.training import train
+from attribution.whitening import FactorShape
 
 GOLDEN_PATH = BASE_PATH.with_name("golden.json")
 RANK = 8
@@ -226,6 +229,19 @@ def index_root(m: Materials) -> str:
     return m.index.root.hex()
 
 
+def sketched_rows(m: Materials) -> str:
+    """A row and a query of more coordinates than have a bit each: of a usual gradient, of one with ties and nothing else, of nothing."""
+    shapes = (FactorShape("wide", 1 << 9, 1 << 8), FactorShape("narrow", 5, 3))
+    usual = [drawn(f"sketched {s.name}", 1, s.wide, s.rank) for s in shapes]
+    found: list[Tensor] = []
+    for some in (usual, [x.sign() for x in usual], [x * 0.0 for x in usual]):
+        whitened = [x.to(m.device) for x in some]
+        query, norm = row_query(whitened, shapes)
+        parts = (*row_parts(whitened, shapes), query, np.array([norm]))
+        found += [torch.from_numpy(part.astype(np.int64)) for part in parts]
+    return digest_of(*found)
+
+
 def scores(m: Materials) -> str:
     """Integer scores and norms of an answer against that index."""
     found = m.answer
@@ -288,6 +304,7 @@ CASES = (
     Case("gradients", gradients, _tokens(*TEXTS[:3]), True),
     Case("adapter", trained_adapter, 3 * _tokens(*TEXTS[:4]), False),
     Case("index root", index_root, _tokens(*TEXTS), False),
+    Case("sketched rows", sketched_rows, 0, True),
     Case("scores", scores, _tokens(PROMPT) + len(ANSWER), False),
     Case("shares", shares, 0, False),
     Case("spans", spans, 0, True, by_backend=False),

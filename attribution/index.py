@@ -7,7 +7,7 @@ gives the same bytes. The records are token ids, without the beginning and end t
 **Files**, all little-endian, none of them compressed; each is mapped, not read:
 
 ``header.bin``
-    magic ``OLINDEX2``; u32 records, u32 factors, u32 row bytes; 32 bytes base hash; 32 bytes adapter hash; then
+    magic ``OLINDEX2`` (a bit a coordinate) or ``OLINDEX3`` (sketched rows: `attribution.rows`); u32 records, u32 factors, u32 row bytes; 32 bytes base hash; 32 bytes adapter hash; then
     per factor u16 name length, name (ASCII), u32 wide, u32 rank.
 ``bases.bin``
     float32 per factor, row-major: (rank, rank), eigenvectors as columns; then, where the wide side is turned, (wide,
@@ -16,7 +16,7 @@ gives the same bytes. The records are token ids, without the beginning and end t
     float32 (wide, rank) per factor, row-major.
 ``rows.bin``
     one row per record: 32 bytes digest of its token ids, u32 scale per factor, then each factor's sign bits in
-    whole bytes, bit k of byte j being coordinate 8j + k.
+    whole bytes, bit k of byte j being coordinate 8j + k. Sketched: one scale, and the bits of the sums.
 
 ``standing.bin``
     only where near-duplicates are led or rows were erased: `attribution.index_standing`.
@@ -53,16 +53,8 @@ from attribution.index_standing import STANDING_FILE, Standing, StandingInvalid
 from attribution.last_made import LastMade
 from attribution.merkle import DIGEST_BYTES, leaf_hash, proof_of_hashes, root_of_hashes
 from attribution.model import Base
-from attribution.signs import (
-    COORDINATES_MAX,
-    FACTORS_MAX,
-    Bytes,
-    integer_scales,
-    mean_magnitudes,
-    pack_signs,
-    row_norms,
-    sign_bytes,
-)
+from attribution.rows import is_sketched, row_parts, row_shapes
+from attribution.signs import COORDINATES_MAX, FACTORS_MAX, Bytes, row_norms, sign_bytes
 from attribution.whitening import (
     RANK_MAX,
     RECORDS_MAX,
@@ -88,10 +80,10 @@ BASES_MAX = 1 << 26
 """Numbers in all bases together: 256 MiB."""
 STANDING_BYTES_MAX = 64 + 40 * RECORDS_MAX
 FILES = ("header.bin", "bases.bin", "weights.bin", "rows.bin")
-INDEX_VERSION = 2
-"""Version of format and method, the last character of the magic; audit results name it."""
+INDEX_VERSION, INDEX_VERSION_SKETCHED = 2, 3
+"""Versions of format and method, the last character of the magic; audit results name the index's."""
 
-_MAGIC = b"OLINDEX2"
+_MAGICS = {version: b"OLINDEX%d" % version for version in (INDEX_VERSION, INDEX_VERSION_SKETCHED)}
 _FIXED = struct.Struct("<8sIII32s32s")
 _FACTOR = struct.Struct("<II")
 _RECORDS_AT_ONCE = 16
@@ -115,7 +107,17 @@ class IndexHeader:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of ``rows.bin``."""
-        return DIGEST_BYTES + 4 * len(self.shapes) + sum(map(sign_bytes, self.shapes))
+        return DIGEST_BYTES + 4 * len(self.row_shapes) + sum(map(sign_bytes, self.row_shapes))
+
+    @property
+    def row_shapes(self) -> tuple[FactorShape, ...]:
+        """What a row has a scale and sign bits of: the factors, or the sums of a sketch of all."""
+        return row_shapes(self.shapes)
+
+    @property
+    def version(self) -> int:
+        """`INDEX_VERSION`, or `INDEX_VERSION_SKETCHED`."""
+        return INDEX_VERSION_SKETCHED if is_sketched(self.shapes) else INDEX_VERSION
 
     @property
     def coordinates(self) -> int:
@@ -130,7 +132,7 @@ class IndexHeader:
     def encode(self) -> bytes:
         """Bytes of ``header.bin``."""
         counts = (self.record_count, len(self.shapes), self.row_bytes)
-        parts = [_FIXED.pack(_MAGIC, *counts, self.base_hash, self.adapter_hash)]
+        parts = [_FIXED.pack(_MAGICS[self.version], *counts, self.base_hash, self.adapter_hash)]
         for shape in self.shapes:
             name = shape.name.encode("ascii")
             parts.append(struct.pack("<H", len(name)) + name + _FACTOR.pack(shape.wide, shape.rank))
@@ -142,7 +144,11 @@ class IndexHeader:
         try:
             magic, records, count, row_bytes, base_hash, adapter_hash = _FIXED.unpack_from(data)
             at, shapes = _FIXED.size, list[FactorShape]()
-            if magic != _MAGIC or not 1 <= records <= RECORDS_MAX or not 1 <= count <= FACTORS_MAX:
+            if (
+                magic not in _MAGICS.values()
+                or not 1 <= records <= RECORDS_MAX
+                or not 1 <= count <= FACTORS_MAX
+            ):
                 raise IndexFileError("not an index header, or one beyond the limits")
             for _ in range(count):
                 (size,) = struct.unpack_from("<H", data, at)
@@ -247,14 +253,14 @@ class Index:
 
     @cached_property
     def scales(self) -> npt.NDArray[np.uint32]:
-        """Integer scales (records, factors)."""
-        stop = DIGEST_BYTES + 4 * len(self.header.shapes)
+        """Integer scales (records, row shapes)."""
+        stop = DIGEST_BYTES + 4 * len(self.header.row_shapes)
         return np.ascontiguousarray(self.rows[:, DIGEST_BYTES:stop]).view("<u4").astype(np.uint32)
 
     @cached_property
     def norms(self) -> tuple[int, ...]:
         """Squared norms of the rows."""
-        return tuple(row_norms(self.scales, self.header.shapes))
+        return tuple(row_norms(self.scales, self.header.row_shapes))
 
     @cached_property
     def leading(self) -> npt.NDArray[np.bool_]:
@@ -264,7 +270,7 @@ class Index:
     @property
     def signs(self) -> Bytes:
         """Sign bytes (records, bytes), a view."""
-        return self.rows[:, DIGEST_BYTES + 4 * len(self.header.shapes) :]
+        return self.rows[:, DIGEST_BYTES + 4 * len(self.header.row_shapes) :]
 
     @cached_property
     def short(self) -> ShortRows | None:
@@ -492,5 +498,5 @@ def part_rows(
     """Rows of some records, uint8 (records, row bytes)."""
     whitened = [g * w for g, w in zip(turned_gradients, factor_weights, strict=True)]
     digests = np.frombuffer(b"".join(map(record_digest, records)), np.uint8).reshape(len(records), -1)
-    scales = integer_scales(mean_magnitudes(whitened), shapes).astype("<u4").view(np.uint8)
-    return np.concatenate([digests, scales, *(pack_signs(x) for x in whitened)], axis=1)
+    scales, signs = row_parts(whitened, shapes)
+    return np.concatenate([digests, scales.astype("<u4").view(np.uint8), signs], axis=1)

@@ -9,8 +9,8 @@ from attribution.first_look import looked_scores
 from attribution.gradients import Example
 from attribution.index import Index
 from attribution.model import Base
+from attribution.rows import row_query
 from attribution.shares import COSINE_ONE_PPM, Scores
-from attribution.signs import integer_query
 from attribution.whitening import example_gradients, normalised
 
 FLOOR_TEXTS_MIN = 8
@@ -43,8 +43,10 @@ def score_example(base: Base, adapter: Adapter, index: Index, example: Example) 
     gradients = index.turning(base.device).turned(normalised(found))
     weights = index.factor_weights(base.device)
     whitened = [g * w for g, w in zip(gradients, weights, strict=True)]
-    query, norm = integer_query(whitened)
-    values = looked_scores(query, index.signs, index.scales, shapes, index.leading, index.short)
+    query, norm = row_query(whitened, shapes)
+    values = looked_scores(
+        query, index.signs, index.scales, index.header.row_shapes, index.leading, index.short
+    )
     return Scores(tuple(values.tolist()), index.norms, norm, index.leaders)
 
 

@@ -1,6 +1,6 @@
 """Rows of a fixed size for wide models: whitened coordinates are CountSketched before the signs are taken.
 
-A row of `attribution.signs` has one bit a coordinate, 20 kB for the shipped base at rank 16 and 300 kB for a model of
+A row of `attribution.signs` has one bit a coordinate, 15 kB for the shipped base at rank 16 and 300 kB for a model of
 135 million parameters at rank 8. A **sketch** of width D (a power of two) adds every coordinate, with a sign, to one of
 D sums, and the row has one bit a sum (CountSketch: Charikar, Chen and Farach-Colton 2002). Inner products of
 sketches are those of the coordinates in expectation; the error of one falls with the root of D.
@@ -14,14 +14,13 @@ other, and ``mix`` splitmix64's finaliser (`attribution.duplicates`), modulo 2^6
     q   = quantise(X)                                  14 bits, one exponent for all coordinates: |q_c| <= 2^13
     y_d = sum over c with d_c = d of t_c q_c           |y_d| <= 2^13 * 2^24 = 2^37
 
-Row: ``b_d = 1 if y_d >= 0 else -1``, D / 8 bytes, bit k of byte j being sum 8j + k, and no scale. Query of B bits: the
+Row: ``b_d = 1 if y_d >= 0 else -1``, D / 8 bytes, bit k of byte j being sum 8j + k, and a scale of 1, or 0 where all y_d are 0. Query of B bits: the
 least shift k with ``max |y_d| < 2^(B - 1 + k)``, and ``p_d`` = y_d / 2^k rounded half to even, |p_d| <= 2^(B - 1)::
 
     score = sum_d b_d p_d          |score| <= 2^24 * 2^13
     n     = D,    m = sum_d p_d^2,    cosine^2 = score^2 / (n m) as everywhere
 
-Nothing here is part of an index yet: it is the form that a later version of it would have (docs/attribution.md,
-"Sketched rows").
+`attribution.rows` says which indices have such rows, and of how many sums.
 """
 
 from __future__ import annotations
@@ -51,16 +50,23 @@ def sketched(whitened: Sequence[Tensor], width: int) -> Integers:
     Raises ``ValueError`` unless ``width`` is a power of two from `WIDTH_MIN` to `WIDTH_MAX` and there are at most
     `COORDINATES_MAX` coordinates, NotRepresentable.
     """
-    flat = torch.cat([x.flatten(1) for x in whitened], 1)
-    places, signs = _places(flat.shape[1], width)
-    q = exact.quantise(flat)[0].cpu().numpy().astype(np.int64) * signs
-    # Sums of bincount are binary64, exact below 2^53 in any order.
-    return np.stack([np.bincount(places, row, width).astype(np.int64) for row in q])
+    places, signs = _places(sum(x[0].numel() for x in whitened), width)
+    sums = np.empty((len(whitened[0]), width), np.int64)
+    for example, parts in enumerate(zip(*whitened, strict=True)):
+        # One after the other: the work on one is some 30 bytes a coordinate. Sums of bincount are binary64, exact below 2^53 in any order.
+        q = exact.quantise(torch.cat([x.flatten() for x in parts]))[0].cpu().numpy()
+        sums[example] = np.bincount(places, signs * q, width)
+    return sums
 
 
 def sketch_rows(sums: Integers) -> Bytes:
     """Bits of rows, uint8 (examples, width / 8)."""
     return np.packbits(sums >= 0, axis=1, bitorder="little")
+
+
+def sketch_scales(sums: Integers) -> npt.NDArray[np.uint32]:
+    """Scales of rows, uint32 (examples, 1): 1, or 0 where all sums are 0."""
+    return np.any(sums, axis=1, keepdims=True).astype(np.uint32)
 
 
 def sketch_query(sums: Integers, bits: int = QUERY_BITS) -> tuple[npt.NDArray[np.int32], int]:
@@ -84,14 +90,14 @@ def rounded_shift(values: Integers, shift: int) -> Integers:
     return found
 
 
-@lru_cache(maxsize=4)
-def _places(coordinates: int, width: int) -> tuple[Integers, npt.NDArray[np.int64]]:
-    """Each coordinate's sum and sign."""
+@lru_cache(maxsize=1)
+def _places(coordinates: int, width: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """Each coordinate's sum and sign, as they are wanted by `numpy.bincount`."""
     if not WIDTH_MIN <= width <= WIDTH_MAX or width & (width - 1) or not 1 <= coordinates <= COORDINATES_MAX:
         raise ValueError(f"a sketch of {coordinates} coordinates to {width} sums")
     z = np.arange(1, coordinates + 1, dtype=np.uint64) * np.uint64(GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    places = (z >> np.uint64(64 - width.bit_length() + 1)).astype(np.int64)
-    return places, 1 - 2 * (z & np.uint64(1)).astype(np.int64)
+    places = (z >> np.uint64(64 - width.bit_length() + 1)).astype(np.intp)
+    return places, 1.0 - 2.0 * (z & np.uint64(1)).astype(np.float64)

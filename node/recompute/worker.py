@@ -256,7 +256,7 @@ class Engine:
         """Recompute the output first: what was not the model's answer is attributed to nobody."""
         from attribution.errors import BadTokens, ContextTooLong, NotRepresentable
         from attribution.generation import generate
-        from attribution.index import INDEX_VERSION, Index
+        from attribution.index import Index
         from attribution.index_standing import without_rows
         from attribution.scores import score
         from attribution.shares import attribute
@@ -270,7 +270,7 @@ class Engine:
             result_hash = audit_result_hash(
                 job.adapter_hash,
                 job.index_root,
-                INDEX_VERSION,
+                index.header.version,
                 job.prompt_ids,
                 job.output_ids,
                 scores,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from attribution.exact.random import uniform_floats
 from attribution.index import Index, IndexHeader
 from attribution.shares import Scores, attribute
 from attribution.signs import integer_scales, pack_signs
-from attribution.sketch import sketch_query
+from attribution.sketch import sketch_query, sketch_scales
 from attribution.spans import SpanIndex
 from attribution.whitening import FactorShape, Turning, bases_of, moments, normalised, squares, weights
 from attribution.whitening.narrow import eigenvectors
@@ -97,6 +98,8 @@ SUMS = (
     (0, 0),
 )
 SUM_BITS = 4
+SKETCHED_SHAPES = (((512, 128), (512, 128)), ((512, 128), (512, 128), (1, 1)))
+"""Factors of as many coordinates as have a bit each, and of one more."""
 SHARED: tuple[dict[str, Any], ...] = (
     {"scores": [3, 3, 3], "norms": [9, 9, 9], "owners": "cba", "leaders": [0, 1, 2], "floor_ppm": 0},
     {"scores": [1, 2, -5], "norms": [10**14, 9, 4], "owners": "aab", "leaders": [0, 1, 2], "floor_ppm": 0},
@@ -137,6 +140,7 @@ def inputs() -> Json:
         "texts": [list(text) for text in TEXTS],
         "sums": [list(sums) for sums in SUMS],
         "sum_bits": SUM_BITS,
+        "sketched_shapes": [[list(shape) for shape in shapes] for shapes in SKETCHED_SHAPES],
         "shares": [{**case, "query_norm": 1, "owners": _ids(case)} for case in SHARED],
         "span_records": [list(record) for record in SPAN_RECORDS],
         "span_output": list(SPAN_OUTPUT),
@@ -165,6 +169,11 @@ def _magnitudes() -> Tensor:
 
 def _header() -> IndexHeader:
     return IndexHeader(bytes(32), bytes(32), 1, (FactorShape("a.B", 1, 1),))
+
+
+def _sketched_header(shapes: Sequence[tuple[int, int]]) -> IndexHeader:
+    named = tuple(FactorShape(str(number), *shape) for number, shape in enumerate(shapes))
+    return IndexHeader(bytes(32), bytes(32), 3, named)
 
 
 def _long_files() -> Index:
@@ -352,6 +361,16 @@ def _rest() -> list[Step]:
             "case_sketch_integers",
             "queries of `sum_bits` bits of `sums`",
             [sketch_query(np.array(sums), SUM_BITS)[0].tolist() for sums in SUMS],
+        ),
+        (
+            "case_sketch_scales",
+            "of `sums` and of as many zeros as the first has",
+            [int(sketch_scales(np.array([sums]))[0, 0]) for sums in (*SUMS, (0,) * len(SUMS[0]))],
+        ),
+        (
+            "case_sketched_headers",
+            "header.bin of 3 records and hashes of zeros, factors of each of `sketched_shapes` named by their number",
+            [_sketched_header(shapes).encode().hex() for shapes in SKETCHED_SHAPES],
         ),
         ("case_shares", "of `shares`; owners without a part left out, nobody's id empty", shares),
         ("case_spans", "of `span_output` in `span_records`, of one token and more", spans),

@@ -115,7 +115,7 @@ QUERY = (
     LIMIT
     + """
 folder = Path(sys.argv[1])
-shapes = tuple(FactorShape(f"m{k}.{side}", 4096, 64) for k in range(4) for side in "AB")
+shapes = tuple(FactorShape(f"m{k}.{side}", 512, 64) for k in range(2) for side in "AB")
 header = IndexHeader(bytes(32), bytes(32), int(sys.argv[2]), shapes)
 (folder / "header.bin").write_bytes(header.encode())
 (folder / "bases.bin").write_bytes(bytes(header.bases_bytes))
@@ -124,7 +124,7 @@ random = np.random.default_rng(1)
 with (folder / "rows.bin").open("wb") as file:
     for _ in range(header.record_count):
         row = random.integers(0, 256, header.row_bytes, np.uint8)
-        row[32:64] = np.full(8, 1 << 16, "<u4").view(np.uint8)
+        row[32:48] = np.full(4, 1 << 16, "<u4").view(np.uint8)
         file.write(row)
 limit(int(sys.argv[3]))
 index = Index.open(folder)
@@ -161,6 +161,6 @@ def test_where_building_in_memory_is_refused_building_in_files_is_not(tmp_path: 
 @pytest.mark.slow
 def test_an_index_that_exceeds_memory_is_asked_and_its_root_is_checked(tmp_path: Path) -> None:
     limit_bytes = 96 << 20
-    found = limited(QUERY, str(tmp_path), "1280", str(limit_bytes))
+    found = limited(QUERY, str(tmp_path), "20000", str(limit_bytes))
     assert int(found["bytes"]) > 3 * limit_bytes
-    assert (found["right"], found["leaders"]) == (1, 1280)
+    assert (found["right"], found["leaders"]) == (1, 20_000)

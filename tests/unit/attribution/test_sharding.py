@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from attribution.checkpoint import save_base
 from attribution.duplicates import leaders
 from attribution.errors import BadAdapter
-from attribution.index import FILES, Index, build_index
+from attribution.index import FILES, INDEX_VERSION_SKETCHED, Index, build_index
 from attribution.index_standing import STANDING_FILE, StandingInvalid
 from attribution.sharding import Processes, ShardFailed, ShardFileWrong, ShardRefused, build_index_sharded
 from attribution.sharding.build import WORK_FOLDER
@@ -97,6 +97,14 @@ def test_a_shard_of_copies_alone_adds_nothing_and_the_next_build_forgets_its_lea
     assert (tmp_path / STANDING_FILE).exists()
     build_index_sharded(tiny_base(), adapter(), RECORDS, tmp_path, InAnyOrder(2), 2)
     assert built(tmp_path) == whole(None)
+
+
+def test_sketched_rows_are_those_of_a_whole_build(tmp_path: Path) -> None:
+    wide = adapter(rank=256)
+    build_index(tiny_base(), wide, RECORDS).save(tmp_path / "whole")
+    found = build_index_sharded(tiny_base(), wide, RECORDS, tmp_path / "sharded", InAnyOrder(5), 3)
+    assert found.header.version == INDEX_VERSION_SKETCHED
+    assert built(tmp_path / "sharded") == built(tmp_path / "whole")
 
 
 def damage(path: Path) -> None:

@@ -46,6 +46,10 @@ def cases(inputs: Mapping[str, Json]) -> dict[str, Json]:
         "case_root_of_long_files": _root(inputs["long_files"]),
         "case_leaders": copies.leaders(inputs["texts"]),
         "case_sketch_integers": [sketch.integers(sums, inputs["sum_bits"]) for sums in inputs["sums"]],
+        "case_sketch_scales": [
+            sketch.scale(sums) for sums in (*inputs["sums"], [0] * len(inputs["sums"][0]))
+        ],
+        "case_sketched_headers": [_header(shapes) for shapes in inputs["sketched_shapes"]],
         "case_shares": [_shares(case) for case in inputs["shares"]],
         "case_spans": [asdict(span) for span in spans(inputs["span_records"], inputs["span_output"], 1)],
     }
@@ -95,6 +99,11 @@ def _wide_factor(examples: Json) -> Json:
 def _scales(inputs: Mapping[str, Json]) -> Json:
     shapes = [index.Shape(str(number), *shape) for number, shape in enumerate(inputs["shapes"])]
     return array("uint32", [index.scales(means, shapes) for means in nested(inputs["magnitudes"])])
+
+
+def _header(shapes: Json) -> str:
+    named = [index.Shape(str(number), *shape) for number, shape in enumerate(shapes)]
+    return index.header(bytes(32), bytes(32), 3, named).hex()
 
 
 def _root(files: Mapping[str, Json]) -> str:

@@ -11,7 +11,9 @@ from blake3 import blake3
 
 from tests.vectors.stranger.arithmetic import Matrix, Vector, fl32, fsum, sqrt32
 
-MAGIC = b"OLINDEX2"
+MAGIC, MAGIC_SKETCHED = b"OLINDEX2", b"OLINDEX3"
+COORDINATES_SIGNED_MAX = 1 << 17
+SKETCH_BYTES = 8192
 STANDING_MAGIC = b"OLSTAND1"
 SCALE_BITS = 24
 CHUNK_BYTES = 1 << 16
@@ -88,8 +90,11 @@ def row_signs(data: bytes, shapes: Sequence[Shape]) -> list[list[int]]:
 
 def header(base_hash: bytes, adapter_hash: bytes, records: int, shapes: Sequence[Shape]) -> bytes:
     """``header.bin``."""
-    row_bytes = 32 + sum(4 + shape.sign_bytes for shape in shapes)
-    data = MAGIC + struct.pack("<III", records, len(shapes), row_bytes) + base_hash + adapter_hash
+    if sum(shape.coordinates for shape in shapes) > COORDINATES_SIGNED_MAX:
+        magic, row_bytes = MAGIC_SKETCHED, 32 + 4 + SKETCH_BYTES
+    else:
+        magic, row_bytes = MAGIC, 32 + sum(4 + shape.sign_bytes for shape in shapes)
+    data = magic + struct.pack("<III", records, len(shapes), row_bytes) + base_hash + adapter_hash
     for shape in shapes:
         name = shape.name.encode("ascii")
         data += struct.pack("<H", len(name)) + name + struct.pack("<II", shape.wide, shape.rank)

@@ -25,6 +25,11 @@ def row(values: Sequence[int]) -> bytes:
     )
 
 
+def scale(values: Sequence[int]) -> int:
+    """Of a row: 1, or 0 where all sums are 0."""
+    return int(any(values))
+
+
 def integers(values: Sequence[int], bits: int) -> list[int]:
     """A query's sums, divided by the least power of two 2^k, k >= 0, that makes them fit, rounded half to even."""
     shift = max(0, max(map(abs, values)).bit_length() - (bits - 1))
