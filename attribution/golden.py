@@ -245,7 +245,7 @@ def sketched_rows(m: Materials) -> str:
 def scores(m: Materials) -> str:
     """Integer scores and norms of an answer against that index."""
     found = m.answer
-    numbers = (*found.values, *found.record_norms, found.query_norm, *found.leaders)
+    numbers = (*found.values, *found.rows.norms, found.query_norm, *found.rows.leaders)
     return digest_of(torch.tensor(numbers, dtype=torch.int64))
 
 

@@ -54,6 +54,7 @@ from attribution.last_made import LastMade
 from attribution.merkle import DIGEST_BYTES, leaf_hash, proof_of_hashes, root_of_hashes
 from attribution.model import Base
 from attribution.rows import is_sketched, row_parts, row_shapes
+from attribution.shares import ScoredRows
 from attribution.signs import COORDINATES_MAX, FACTORS_MAX, Bytes, row_norms, sign_bytes
 from attribution.whitening import (
     RANK_MAX,
@@ -261,6 +262,11 @@ class Index:
     def norms(self) -> tuple[int, ...]:
         """Squared norms of the rows."""
         return tuple(row_norms(self.scales, self.header.row_shapes))
+
+    @cached_property
+    def scored(self) -> ScoredRows:
+        """What scores are held against."""
+        return ScoredRows(self.norms, self.leaders)
 
     @cached_property
     def leading(self) -> npt.NDArray[np.bool_]:

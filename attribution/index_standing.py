@@ -24,7 +24,7 @@ import numpy as np
 
 from attribution.errors import ExactError
 from attribution.merkle import DIGEST_BYTES
-from attribution.shares import Scores
+from attribution.shares import ScoredRows, Scores
 
 STANDING_FILE = "standing.bin"
 
@@ -111,9 +111,9 @@ def without_rows(scores: Scores, erased: Collection[int], leaders: Sequence[int]
     ``leaders`` are those of the records without the erased ones (`attribution.duplicates`).
     """
     gone = frozenset(erased)
+    norms = tuple(0 if row in gone else norm for row, norm in enumerate(scores.rows.norms))
     return Scores(
         tuple(0 if row in gone else value for row, value in enumerate(scores.values)),
-        tuple(0 if row in gone else norm for row, norm in enumerate(scores.record_norms)),
+        ScoredRows(norms, tuple(leaders)),
         scores.query_norm,
-        tuple(leaders),
     )

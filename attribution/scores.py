@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from attribution.adapter import Adapter
 from attribution.first_look import looked_scores
 from attribution.gradients import Example
@@ -37,17 +40,23 @@ def score(
 
 def score_example(base: Base, adapter: Adapter, index: Index, example: Example) -> Scores:
     """`score` of an example as the gradients see it, without the check of the hashes."""
+    query, norm = example_query(base, adapter, index, example)
+    shapes = index.header.row_shapes
+    values = looked_scores(query, index.signs, index.scales, shapes, index.leading, index.short)
+    return Scores(tuple(values.tolist()), index.scored, norm)
+
+
+def example_query(
+    base: Base, adapter: Adapter, index: Index, example: Example
+) -> tuple[npt.NDArray[np.int32], int]:
+    """What the rows of ``index`` are held against for an example: int32 (8 * sign bytes of a row), and its squared norm."""
     shapes, found = example_gradients(base, adapter, [example])
     if shapes != index.header.shapes:
         raise WrongIndex("the index has factors of other names or shapes")
     gradients = index.turning(base.device).turned(normalised(found))
     weights = index.factor_weights(base.device)
     whitened = [g * w for g, w in zip(gradients, weights, strict=True)]
-    query, norm = row_query(whitened, shapes)
-    values = looked_scores(
-        query, index.signs, index.scales, index.header.row_shapes, index.leading, index.short
-    )
-    return Scores(tuple(values.tolist()), index.norms, norm, index.leaders)
+    return row_query(whitened, shapes)
 
 
 def calibrate_floor(base: Base, adapter: Adapter, index: Index, texts: Sequence[Sequence[int]]) -> int:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from math import isqrt
 
 SHARES_TOTAL = 10**9
@@ -35,30 +36,43 @@ FLOOR_PPM_DEFAULT = 120_000
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Integer scores of one (prompt, output) pair against every record of an index, in record order.
+class ScoredRows:
+    """What every query of an index is held against, in record order.
 
-    ``values[i]`` is the score, ``record_norms[i] >= 0`` the squared norm of record i's row, ``query_norm >= 0``
-    the query's. ``leaders[i]`` is the record that counts for record i: i itself unless i is a copy.
+    ``norms[i] >= 0`` is the squared norm of record i's row; ``leaders[i]`` the record that counts for record i: i itself unless i is a copy.
     """
 
-    values: tuple[int, ...]
-    record_norms: tuple[int, ...]
-    query_norm: int
+    norms: tuple[int, ...]
     leaders: tuple[int, ...]
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` on lengths that differ, negative norms or leaders that are no record."""
-        if not len(self.values) == len(self.record_norms) == len(self.leaders):
-            raise ValueError("scores, norms and leaders differ in number")
-        if self.query_norm < 0 or min(self.record_norms, default=0) < 0:
+        if len(self.norms) != len(self.leaders):
+            raise ValueError("norms and leaders differ in number")
+        if min(self.norms, default=0) < 0:
             raise ValueError("a squared norm is negative")
         if self.leaders and not 0 <= min(self.leaders) <= max(self.leaders) < len(self.leaders):
             raise ValueError("a leader is no record")
 
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Integer scores of one (prompt, output) pair against every record of an index, in record order; ``query_norm >= 0`` is the query's squared norm."""
+
+    values: tuple[int, ...]
+    rows: ScoredRows
+    query_norm: int
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` on another number of scores than of rows, or a negative norm."""
+        if len(self.values) != len(self.rows.norms):
+            raise ValueError("scores and rows differ in number")
+        if self.query_norm < 0:
+            raise ValueError("a squared norm is negative")
+
     def cosine_squared(self, index: int) -> int:
         """Squared cosine with record ``index`` in parts per 10^12, rounded down; 0 where the score is not positive."""
-        scale = self.record_norms[index] * self.query_norm
+        scale = self.rows.norms[index] * self.query_norm
         if self.values[index] <= 0 or scale == 0:
             return 0
         return COSINE_ONE_PPM**2 * self.values[index] ** 2 // scale
@@ -114,8 +128,9 @@ def attribute(scores: Scores, owners: Sequence[bytes], floor_ppm: int = FLOOR_PP
         raise ValueError("the floor is a cosine in parts per million")
     weights = {b"": max(floor_ppm, 1) ** 2}
     least = max(floor_ppm**2, 1)
-    for index, value in enumerate(scores.values):
-        if value > 0 and scores.leaders[index] == index:
+    # Of very many records most scores are 0 (`attribution.first_look`), and passed over without a step of Python's own.
+    for index in compress(range(len(scores.values)), scores.values):
+        if scores.values[index] > 0 and scores.rows.leaders[index] == index:
             squared = scores.cosine_squared(index)
             if squared >= least:
                 weights[owners[index]] = weights.get(owners[index], 0) + squared

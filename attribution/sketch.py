@@ -66,7 +66,8 @@ def sketch_rows(sums: Integers) -> Bytes:
 
 def sketch_scales(sums: Integers) -> npt.NDArray[np.uint32]:
     """Scales of rows, uint32 (examples, 1): 1, or 0 where all sums are 0."""
-    return np.any(sums, axis=1, keepdims=True).astype(np.uint32)
+    scales: npt.NDArray[np.uint32] = np.any(sums, axis=1, keepdims=True).astype(np.uint32)
+    return scales
 
 
 def sketch_query(sums: Integers, bits: int = QUERY_BITS) -> tuple[npt.NDArray[np.int32], int]:

@@ -259,13 +259,13 @@ def asked(folder: Path, records: int, row_bytes: int, runs: int, pace: dict[str,
     looked_s, _ = cpu_s(lambda: looked_scores(query, index.signs, index.scales, shapes, leading, short), runs)
     root_s, _ = cpu_s(lambda: index.root)
     leaders_s, _ = cpu_s(lambda: index.leaders)
-    norms = index.norms
+    rows = index.scored
     owners = [b"%d" % (k % 100) for k in range(records)]
     norm = int((query.astype(np.int64) ** 2).sum())
     looked = looked_scores(query, index.signs, index.scales, shapes, leading, short)
 
     def shared() -> Shares:
-        return attribute(Scores(tuple(looked.tolist()), norms, norm, index.leaders), owners)
+        return attribute(Scores(tuple(looked.tolist()), rows, norm), owners)
 
     shares_s, _ = cpu_s(shared, runs)
     return {

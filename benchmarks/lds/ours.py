@@ -276,7 +276,7 @@ def engine(work: Work) -> Scored:
     started = time.process_time()
     rows = [score_example(work.base, adapter, index, Example((), ids)) for ids in work.asked]
     asked = (time.process_time() - started) / len(rows)
-    norms = np.sqrt(np.array(rows[0].record_norms, np.float64))
+    norms = np.sqrt(np.array(rows[0].rows.norms, np.float64))
     cosines = [[r.cosine_ppm(i) / 1e6 for i in range(len(norms))] for r in rows]
     scores = np.array([r.values for r in rows], np.float64) / np.where(norms > 0, norms, 1.0)
     return Scored(

@@ -101,8 +101,8 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "copies of an erased record that nobody leads",
         "attribution/index_standing.py",
-        "        tuple(leaders),\n    )",
-        "        scores.leaders,\n    )",
+        "        ScoredRows(norms, tuple(leaders)),\n",
+        "        ScoredRows(norms, scores.rows.leaders),\n",
         (f"{_PAID}test_blanked_rows_give_the_result_that_the_same_rows_gave_before",),
     ),
     Removal(

@@ -322,7 +322,7 @@ def _scoring() -> list[Step]:
         ("query_whitened", "queries x wide x rank, by factor", _by_factor(whitened)),
         ("query_integers", "queries x coordinates", array(np.stack([q[places] for q, _ in asked]), "int16")),
         ("query_norms", "m of each query", [norm for _, norm in asked]),
-        ("row_norms", "n of each row", list(scores[0].record_norms)),
+        ("row_norms", "n of each row", list(scores[0].rows.norms)),
         *_paid("", scores),
     ]
 

@@ -21,7 +21,7 @@ from attribution.duplicates import leaders
 from attribution.exact.elementary import exp64
 from attribution.exact.random import uniform_floats
 from attribution.index import Index, IndexHeader
-from attribution.shares import Scores, attribute
+from attribution.shares import ScoredRows, Scores, attribute
 from attribution.signs import integer_scales, pack_signs
 from attribution.sketch import sketch_query, sketch_scales
 from attribution.spans import SpanIndex
@@ -330,7 +330,7 @@ def _rest() -> list[Step]:
     shapes = [FactorShape(str(number), *shape) for number, shape in enumerate(SHAPES)]
     shares = []
     for case in SHARED:
-        scores = Scores(tuple(case["scores"]), tuple(case["norms"]), 1, tuple(case["leaders"]))
+        scores = Scores(tuple(case["scores"]), ScoredRows(tuple(case["norms"]), tuple(case["leaders"])), 1)
         found = attribute(scores, [bytes.fromhex(owner) for owner in _ids(case)], case["floor_ppm"])
         parts = {b"": found.unattributed} | dict(found.by_owner)
         shares.append({owner.hex(): part for owner, part in parts.items() if part})

@@ -21,7 +21,7 @@ from attribution.duplicates import leaders
 from attribution.gradients import Example, factors
 from attribution.index import Index, IndexHeader
 from attribution.model import PROJECTIONS, Base
-from attribution.shares import Scores, attribute
+from attribution.shares import ScoredRows, Scores, attribute
 from attribution.signs import integer_query, integer_scales, mean_magnitudes
 from attribution.sketch import sketch_query, sketch_rows, sketched
 from attribution.spans import SpanIndex
@@ -285,7 +285,9 @@ def test_both_implementations_find_the_same_leaders_and_spans(
 def test_both_implementations_share_alike(rows: list[tuple[int, int]], norm: int, floor_ppm: int) -> None:
     owners = [bytes([1 + number % 2]) for number in range(len(rows))]
     standing = [max(0, number - 1) if number % 3 == 2 else number for number in range(len(rows))]
-    scores = Scores(tuple(s for s, _ in rows), tuple(n + 1 for _, n in rows), norm, tuple(standing))
+    scores = Scores(
+        tuple(s for s, _ in rows), ScoredRows(tuple(n + 1 for _, n in rows), tuple(standing)), norm
+    )
     ours = attribute(scores, owners, floor_ppm)
     squared = [scoring.cosine_squared(s, n + 1, norm) for s, n in rows]
     found = scoring.shares(squared, standing, owners, floor_ppm)

@@ -11,10 +11,9 @@ import importlib
 import platform
 from typing import Any
 
-from attribution.exact.fused.compiling import numba
+from attribution.exact.fused.compiling import features, numba
 
 _extending: Any = importlib.import_module("numba.extending")
-_llvm: Any = importlib.import_module("llvmlite.binding")
 _ir: Any = importlib.import_module("llvmlite.ir")
 _types: Any = numba.types
 
@@ -25,7 +24,7 @@ TILE_BYTES = 64
 CONFIGURATION_BYTES = 64
 SUMS_AT_ONCE = 4
 """Tiles of sums that one call of `multiply` gives: high and low limbs of the same rows, by two panels."""
-_NEEDED = ("+amx-tile", "+amx-int8")
+_NEEDED = {"amx-tile", "amx-int8"}
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA): Linux gives no process the unit's 8 KiB of state unasked (x86/xstate.rst).
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18
 
@@ -39,9 +38,7 @@ def usable() -> bool:
     """Whether code compiled here may use the unit: the compiler's target has it, and the operating system lets this process."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return False
-    asked = numba.config.CPU_FEATURES
-    features = _llvm.get_host_cpu_features().flatten() if asked is None else asked
-    if not set(_NEEDED) <= set(features.split(",")):
+    if not features() >= _NEEDED:
         return False
     refused: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA)
     return refused == 0

@@ -11,10 +11,20 @@ from attribution.exact.fused.kept import folder_in, places
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 numba: Any = importlib.import_module("numba")
+_binding: Any = importlib.import_module("llvmlite.binding")
 FOLDER = folder_in(places())
 """Where machine code is kept; None where nothing can be written."""
 if FOLDER is not None:
     numba.config.CACHE_DIR = str(FOLDER)
+
+
+def features() -> frozenset[str]:
+    """Instruction sets that the compiler may use, by LLVM's names: those that were asked for, else the processor's."""
+    asked = numba.config.CPU_FEATURES
+    if asked is None and numba.config.CPU_NAME is not None:
+        return frozenset()
+    asked = _binding.get_host_cpu_features().flatten() if asked is None else asked
+    return frozenset(name[1:] for name in asked.split(",") if name.startswith("+"))
 
 
 def kernel(function: Function) -> Function:

@@ -4,6 +4,8 @@ For a half byte of signs, u = (sum of the query's integers where a bit is set) -
 magnitudes. With magnitudes below 2^13 that is below 2^15: a low digit of 7 bits and a high one of 8, kept in tables of 16 for each half byte. Low digits of the
 two halves of a byte fit a byte together, high ones mostly; 128 bytes of a row fit sums of 16 bits; those go to int64. A magnitude of 2^13 itself,
 which rounding gives once in thousands of queries, is scanned as 2^13 - 1 and 1: scores are linear in the query.
+
+Where the processor has AVX-512's masks and dot products, `masked` adds up the query's integers themselves, 64 bits of a row at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from attribution.exact.fused import masked
 from attribution.exact.fused.compiling import kernel, part
+from attribution.exact.fused.masked import (
+    BLOCK_BITS,
+    BLOCK_BYTES,
+    LIMB_BITS,
+    ROWS,
+    add_row,
+    add_rows,
+)
 from attribution.exact.fused.tables import (
     CHUNK,
     DIGIT_BITS,
@@ -132,6 +143,54 @@ def scan_rows(
             factor = reached
 
 
+@part
+def copy_short(rows: Any, step: Any, count: Any, size: Any, spare: Any) -> Any:
+    """Fewer bytes than a block of each row, zeros behind them in spare (8, 8)."""
+    spare[:] = 0
+    for r in range(count):
+        for k in range(size):
+            spare[r, k] = byte_at(rows + r * step + k)
+
+
+@kernel
+def scan_masked(rows: Any, step: Any, ends: Any, limbs: Any, constants: Any, scales: Any, scores: Any) -> Any:
+    """Scores (records) of rows `step` bytes apart, from address `rows` on; ends, constants and scales as in `scan_rows`.
+
+    limbs (blocks, 2, 64) int8: upper and lower limbs of the query's integers; every factor begins a block.
+    """
+    spare = np.zeros((ROWS, BLOCK_BYTES), np.uint8)
+    sums = np.zeros(ROWS, np.int64)
+    records, there = scores.size, sums.ctypes.data
+    for first in range(0, records, ROWS):
+        count, start, table = min(ROWS, records - first), 0, limbs.ctypes.data
+        for factor in range(ends.size):
+            size, at, apart = ends[factor] - start, rows + first * step + start, step
+            if size < BLOCK_BYTES:
+                copy_short(at, step, count, size, spare)
+                size, at, apart = BLOCK_BYTES, spare.ctypes.data, BLOCK_BYTES
+            if count == ROWS:
+                add_rows(at, apart, size, table, there)
+            else:
+                for r in range(count):
+                    add_row(at + r * apart, apart, size, table, there + 8 * r)
+            for r in range(count):
+                scores[first + r] += (2 * sums[r] + constants[factor]) * np.int64(scales[first + r, factor])
+            table += 2 * BLOCK_BITS * ((size + BLOCK_BYTES - 1) // BLOCK_BYTES)
+            start = ends[factor]
+
+
+def limbs_of(query: npt.NDArray[np.int32], widths: Sequence[int]) -> npt.NDArray[np.int8]:
+    """Limbs, int8 (blocks, 2, 64), of a query of eight integers a byte, at most 2^13 in magnitude; zeros fill each factor's last block."""
+    blocks = [-(-width // BLOCK_BYTES) for width in widths]
+    padded, start, at = np.zeros((sum(blocks), BLOCK_BITS), np.int32), 0, 0
+    for width, count in zip(widths, blocks, strict=True):
+        padded[at : at + count].reshape(-1)[: 8 * width] = query[start : start + 8 * width]
+        start, at = start + 8 * width, at + count
+    # 128 u + l with l in [-64, 63], so both are int8.
+    upper = (padded + 64) >> LIMB_BITS
+    return np.stack([upper, padded - (upper << LIMB_BITS)], axis=1).astype(np.int8)
+
+
 def tables_of(query: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
     """Digits of the sums above, uint8 (bytes, 4, 16), for a query of eight integers a byte, none beyond `MAGNITUDE_MAX`."""
     # Entries first: numpy is quick along long axes.
@@ -157,11 +216,17 @@ def scan(
     widths: Sequence[int],
 ) -> npt.NDArray[np.int64]:
     """Scores of signs (records, bytes) and scales (records, factors) by a query of at most 14 bits; factors have `widths` bytes, none of them 0."""
-    within = np.clip(query, -MAGNITUDE_MAX, MAGNITUDE_MAX)
-    rest = query - within
     scores = np.zeros(len(signs), np.int64)
     rows = signs if signs.strides[1] == 1 else np.ascontiguousarray(signs)
     factors = np.require(scales, np.uint32, ["C", "A", "W"])
+    if masked.USABLE:
+        ends = np.cumsum(widths, dtype=np.int64)
+        totals = -np.add.reduceat(query.astype(np.int64), 8 * np.concatenate([[0], ends[:-1]]))
+        limbs = limbs_of(query, widths)
+        scan_masked(rows.ctypes.data, rows.strides[0], ends, limbs, totals, factors, scores)
+        return scores
+    within = np.clip(query, -MAGNITUDE_MAX, MAGNITUDE_MAX)
+    rest = query - within
     for q in (within, rest) if rest.any() else (within,):
         _add_scores(q, rows, factors, np.cumsum(widths, dtype=np.int64), scores)
     return scores

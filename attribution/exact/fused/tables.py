@@ -10,9 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from attribution.exact.fused.compiling import numba
+from attribution.exact.fused.compiling import features, numba
 
-_binding: Any = importlib.import_module("llvmlite.binding")
 _extending: Any = importlib.import_module("numba.extending")
 _ir: Any = importlib.import_module("llvmlite.ir")
 _types: Any = numba.types
@@ -34,15 +33,7 @@ _LOW = [x for lane in (0, 16) for j in range(8) for x in (lane + j, lane + j + L
 _HIGH = [x + 8 for x in _LOW]
 
 
-def _features() -> dict[str, bool]:
-    """What the compiler may use: what was asked for, else what the processor has."""
-    asked = numba.config.CPU_FEATURES
-    if asked is not None:
-        return {name[1:]: name.startswith("+") for name in asked.split(",")}
-    return dict(_binding.get_host_cpu_features()) if numba.config.CPU_NAME is None else {}
-
-
-_AVX2 = _features().get("avx2", False)
+_AVX2 = "avx2" in features()
 
 
 def _i64(n: int) -> Any:

@@ -111,13 +111,13 @@ def test_counting_the_best_of_a_cluster_would_pay_an_author_for_variants() -> No
 
 def best_member(scores: Scores) -> Scores:
     """Scores by which each leader has the largest cosine of its cluster."""
-    values, norms = list(scores.values), list(scores.record_norms)
-    for own, leader in enumerate(scores.leaders):
-        if scores.cosine_squared(own) > replace(
-            scores, values=tuple(values), record_norms=tuple(norms)
-        ).cosine_squared(leader):
-            values[leader], norms[leader] = scores.values[own], scores.record_norms[own]
-    return replace(scores, values=tuple(values), record_norms=tuple(norms))
+    values, norms, found = list(scores.values), list(scores.rows.norms), scores
+    for own, leader in enumerate(scores.rows.leaders):
+        if scores.cosine_squared(own) > found.cosine_squared(leader):
+            values[leader], norms[leader] = scores.values[own], scores.rows.norms[own]
+            rows = replace(scores.rows, norms=tuple(norms))
+            found = replace(scores, values=tuple(values), rows=rows)
+    return found
 
 
 def test_copies_that_were_committed_later_are_led_wherever_they_stand_in_the_index() -> None:

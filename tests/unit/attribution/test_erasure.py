@@ -61,9 +61,9 @@ def test_scores_and_shares_equal_those_without_the_row(
         found = score(tiny_base(), adapter(), tombstoned, *query)
         alone = score(tiny_base(), adapter(), omitted, *query)
         assert tuple(found.values[i] for i in kept) == alone.values
-        assert tuple(found.record_norms[i] for i in kept) == alone.record_norms
-        assert tuple(kept.index(found.leaders[i]) for i in kept) == alone.leaders
-        assert all((found.values[i], found.record_norms[i]) == (0, 0) for i in erased)
+        assert tuple(found.rows.norms[i] for i in kept) == alone.rows.norms
+        assert tuple(kept.index(found.rows.leaders[i]) for i in kept) == alone.rows.leaders
+        assert all((found.values[i], found.rows.norms[i]) == (0, 0) for i in erased)
         for floor in (0, 20_000):
             expected = attribute(alone, [owners[i] for i in kept], floor)
             assert attribute(found, owners, floor) == expected

@@ -107,7 +107,7 @@ def test_an_erased_row_scores_nothing_and_changes_no_other(tmp_path: Path) -> No
     before = score(tiny_base(), adapter(rank=RANK), sketched_index(), RECORDS[4][:8], RECORDS[4][8:])
     after = score(tiny_base(), adapter(rank=RANK), erased, RECORDS[4][:8], RECORDS[4][8:])
     assert before.values[4] > 0
-    assert (after.values[4], after.record_norms[4]) == (0, 0)
+    assert (after.values[4], after.rows.norms[4]) == (0, 0)
     assert [v for i, v in enumerate(after.values) if i != 4] == [
         v for i, v in enumerate(before.values) if i != 4
     ]

@@ -150,7 +150,7 @@ def test_scores_are_the_same_through_files_shards_and_repetition(tmp_path: Path)
     assert score(tiny_base(), adapter(), Index.open(tmp_path), prompt, output) == expected
     sharded = build_index(tiny_base(), adapter(), RECORDS, shards=3)
     assert score(tiny_base(), adapter(), sharded, prompt, output) == expected
-    assert all(type(v) is int for v in (*expected.values, *expected.record_norms, expected.query_norm))
+    assert all(type(v) is int for v in (*expected.values, *expected.rows.norms, expected.query_norm))
 
 
 def test_an_empty_output_is_scored_as_its_end() -> None:

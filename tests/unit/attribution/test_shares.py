@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.shares import SHARES_TOTAL, Scores, attribute, largest_remainder
+from attribution.shares import SHARES_TOTAL, ScoredRows, Scores, attribute, largest_remainder
 
 OWNERS = [b"alice", b"bob", b"carol"]
 
@@ -21,7 +21,7 @@ def scored(draw: st.DrawFn) -> tuple[Scores, list[bytes], int]:
     values = tuple(draw(st.lists(st.integers(-(2**49), 2**49), min_size=count, max_size=count)))
     leaders = tuple(draw(st.integers(0, i)) if draw(st.booleans()) else i for i in range(count))
     owners = draw(st.lists(st.sampled_from(OWNERS), min_size=count, max_size=count))
-    return Scores(values, norms, query, leaders), owners, draw(st.integers(0, 10**6))
+    return Scores(values, ScoredRows(norms, leaders), query), owners, draw(st.integers(0, 10**6))
 
 
 @given(scored())
@@ -38,14 +38,14 @@ def test_shares_are_positive_sorted_and_sum_exactly(case: tuple[Scores, list[byt
 def test_shares_do_not_depend_on_the_scale_of_rows_or_query(case: tuple[Scores, list[bytes], int]) -> None:
     scores, owners, floor = case
     values = tuple(6 * v for v in scores.values)
-    norms = tuple(4 * n for n in scores.record_norms)
-    scaled = Scores(values, norms, 9 * scores.query_norm, scores.leaders)
+    rows = ScoredRows(tuple(4 * n for n in scores.rows.norms), scores.rows.leaders)
+    scaled = Scores(values, rows, 9 * scores.query_norm)
     assert attribute(scaled, owners, floor) == attribute(scores, owners, floor)
 
 
 def with_cosines(*ppm: int, leaders: tuple[int, ...] | None = None) -> Scores:
     """Scores whose cosines are exactly these parts per million (negative ones too)."""
-    return Scores(ppm, (10**6,) * len(ppm), 10**6, leaders or tuple(range(len(ppm))))
+    return Scores(ppm, ScoredRows((10**6,) * len(ppm), leaders or tuple(range(len(ppm)))), 10**6)
 
 
 def test_a_match_shares_with_nobody_by_squared_cosines() -> None:
@@ -77,9 +77,8 @@ def test_whatever_copies_score_and_whoever_owns_them_no_share_changes(
     theirs = data.draw(st.lists(st.sampled_from([*OWNERS, b"mallory"]), min_size=copies, max_size=copies))
     copied = Scores(
         (*scores.values, *values),
-        (*scores.record_norms, *[1] * copies),
+        ScoredRows((*scores.rows.norms, *[1] * copies), (*scores.rows.leaders, *led_by)),
         scores.query_norm,
-        (*scores.leaders, *led_by),
     )
     assert attribute(copied, [*owners, *theirs], floor) == attribute(scores, owners, floor)
 
@@ -92,9 +91,9 @@ def test_records_of_one_contributor_add_up() -> None:
 
 def test_no_records_no_gradient_or_no_positive_score_leave_everything_unattributed() -> None:
     for scores in (
-        Scores((), (), 5, ()),
-        Scores((3,), (9,), 0, (0,)),
-        Scores((3,), (0,), 9, (0,)),
+        Scores((), ScoredRows((), ()), 5),
+        Scores((3,), ScoredRows((9,), (0,)), 0),
+        Scores((3,), ScoredRows((0,), (0,)), 9),
         with_cosines(-7),
     ):
         assert attribute(scores, [b"alice"] * len(scores.values), 0).unattributed == SHARES_TOTAL
@@ -112,13 +111,19 @@ def test_floors_and_owners_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("values", "norms", "query", "leaders"),
-    [((1,), (1, 2), 1, (0,)), ((1,), (-1,), 1, (0,)), ((1,), (1,), -1, (0,)), ((1,), (1,), 1, (1,))],
+    [
+        ((1,), (1, 2), 1, (0,)),
+        ((1,), (1, 2), 1, (0, 1)),
+        ((1,), (-1,), 1, (0,)),
+        ((1,), (1,), -1, (0,)),
+        ((1,), (1,), 1, (1,)),
+    ],
 )
 def test_impossible_scores_are_refused(
     values: tuple[int, ...], norms: tuple[int, ...], query: int, leaders: tuple[int, ...]
 ) -> None:
     with pytest.raises(ValueError, match=r"differ|negative|no record"):
-        Scores(values, norms, query, leaders)
+        Scores(values, ScoredRows(norms, leaders), query)
 
 
 @given(scored())
