@@ -7,7 +7,7 @@ THE SCALE s IS NOT INSIDE any of x, u, dz, dh: multiply once by `FactorBatch.sca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +64,12 @@ class FactorBatch:
     scale: float
 
 
-def factors(base: Base, adapter: Adapter, examples: Sequence[Example]) -> FactorBatch:
+def factors(
+    base: Base, adapter: Adapter, examples: Sequence[Example], left_out: Collection[str] = ()
+) -> FactorBatch:
     """Factors of each example, bit for bit the same whatever it is batched with. Runs on the base's device.
 
+    Those of the projections in ``left_out`` are not kept.
     Raises BadTokens (ids outside the vocabulary, an example without a counted token, no examples),
     ContextTooLong, BadAdapter, NotRepresentable.
     """
@@ -78,7 +81,7 @@ def factors(base: Base, adapter: Adapter, examples: Sequence[Example]) -> Factor
     for ids in inputs:
         spans.append((row, row + len(ids)))
         row += len(ids)
-    gathered, found = _Gathered(base, row), list[int]()
+    gathered, found = _Gathered(base, row, left_out), list[int]()
     start = 0
     while start < len(examples):
         stop, rows = start + 1, len(inputs[start])
@@ -142,8 +145,8 @@ def _run(base: Base, bound: Bound, examples: Sequence[Example], gathered: _Gathe
 class _Gathered:
     """The factors of all modules over all rows, written piece by piece where they stay; modules that read one input share it."""
 
-    def __init__(self, base: Base, rows: int) -> None:
-        self._base, self._rows = base, rows
+    def __init__(self, base: Base, rows: int, left_out: Collection[str]) -> None:
+        self._base, self._rows, self._left_out = base, rows, left_out
         self._first, self._last = 0, 0
         self._inputs: dict[tuple[int, int], Tensor] = {}
         self._modules: dict[str, ModuleFactors] = {}
@@ -154,15 +157,12 @@ class _Gathered:
 
     def take(self, v: Visited) -> None:
         """Keep one group's factors of the current rows."""
-        x = self._inputs.get((v.layer, v.group))
-        if x is None:
-            x = self._inputs[v.layer, v.group] = self._room(v.x.shape[1])
-        self._write(x, v.x)
         outs = {span: j for j, span in enumerate(v.lora.spans)}
-        start, rank = 0, v.lora.rank
+        start, rank, x = 0, v.lora.rank, None
         for p in GROUPS[v.group]:
             stop = start + projection_shape(self._base.config, p)[0]
-            if (start, stop) in outs:
+            if (start, stop) in outs and p not in self._left_out:
+                x = self._input(v) if x is None else x
                 name, c = (
                     module_name(v.layer, p),
                     slice(outs[start, stop] * rank, (outs[start, stop] + 1) * rank),
@@ -175,6 +175,14 @@ class _Gathered:
                 self._write(module.dz, v.dy[:, start:stop])
                 self._write(module.dh, v.dh[c].t())
             start = stop
+
+    def _input(self, v: Visited) -> Tensor:
+        """What the group reads, with the current rows."""
+        x = self._inputs.get((v.layer, v.group))
+        if x is None:
+            x = self._inputs[v.layer, v.group] = self._room(v.x.shape[1])
+        self._write(x, v.x)
+        return x
 
     def modules(self) -> tuple[ModuleFactors, ...]:
         """In the model's order."""

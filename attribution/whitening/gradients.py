@@ -60,14 +60,19 @@ def example_gradients(
 
     Raises what `attribution.gradients.factors` raises.
     """
-    batch = factors(base, adapter.weakened(STRENGTH), examples)
+    left_out = LEFT_OUT if any(_projection(m.name) not in LEFT_OUT for m in adapter.modules) else ()
+    batch = factors(base, adapter.weakened(STRENGTH), examples, left_out)
     return factor_shapes(batch), factor_gradients(batch)
 
 
 def _counted(batch: FactorBatch) -> Sequence[ModuleFactors]:
     """The batch's modules but those of `LEFT_OUT`; all where there are no others."""
-    left = [m for m in batch.modules if m.name.rpartition(".")[2] not in LEFT_OUT]
+    left = [m for m in batch.modules if _projection(m.name) not in LEFT_OUT]
     return left or batch.modules
+
+
+def _projection(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def factor_shapes(batch: FactorBatch) -> tuple[FactorShape, ...]:

@@ -138,3 +138,17 @@ def test_shards_that_agree_on_the_maxima_sum_to_the_whole_as_integers() -> None:
     for rows in (slice(middle, None), slice(0, middle)):
         total += q[:, rows].to(torch.int64) @ v.x_block.q64[rows].to(torch.int64)
     assert same(whole + 0.0, (total.double() * scale.double()).float() + 0.0)
+
+
+def test_projections_that_are_left_out_are_not_kept_and_change_no_other() -> None:
+    base = tiny_base()
+    adapter = tiny_adapter(base)
+    whole, some = (
+        factors(base, adapter, examples()),
+        factors(base, adapter, examples(), ("q_proj", "v_proj", "k_proj")),
+    )
+    kept = [m for m in whole.modules if "self_attn" not in m.name or "o_proj" in m.name]
+    assert [m.name for m in some.modules] == [m.name for m in kept]
+    for one, other in zip(some.modules, kept, strict=True):
+        assert all(torch.equal(getattr(one, part), getattr(other, part)) for part in ("x", "u", "dz", "dh"))
+    assert some.losses == whole.losses
