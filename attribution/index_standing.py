@@ -113,7 +113,7 @@ def without_rows(scores: Scores, erased: Collection[int], leaders: Sequence[int]
     gone = frozenset(erased)
     norms = tuple(0 if row in gone else norm for row, norm in enumerate(scores.rows.norms))
     return Scores(
-        tuple(0 if row in gone else value for row, value in enumerate(scores.values)),
+        [0 if row in gone else value for row, value in enumerate(scores.values)],
         ScoredRows(norms, tuple(leaders)),
         scores.query_norm,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +44,7 @@ def score_example(base: Base, adapter: Adapter, index: Index, example: Example) 
     query, norm = example_query(base, adapter, index, example)
     shapes = index.header.row_shapes
     values = looked_scores(query, index.signs, index.scales, shapes, index.leading, index.short)
-    return Scores(tuple(values.tolist()), index.scored, norm)
+    return Scores(array("q", values.tobytes()), index.scored, norm)
 
 
 def example_query(

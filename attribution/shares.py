@@ -24,10 +24,12 @@ Neither torch nor floats; `largest_remainder` is Hamilton's method (Balinski and
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from math import isqrt
+
+import numpy as np
 
 SHARES_TOTAL = 10**9
 COSINE_ONE_PPM = 10**6
@@ -57,14 +59,19 @@ class ScoredRows:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Integer scores of one (prompt, output) pair against every record of an index, in record order; ``query_norm >= 0`` is the query's squared norm."""
+    """Integer scores of one (prompt, output) pair against every record of an index, in record order.
 
-    values: tuple[int, ...]
+    ``values`` are kept as an array of int64, whatever they are given as; ``query_norm >= 0`` is the query's squared norm.
+    """
+
+    values: Sequence[int]
     rows: ScoredRows
     query_norm: int
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` on another number of scores than of rows, or a negative norm."""
+        """Raise ``ValueError`` on another number of scores than of rows, or a negative norm; ``OverflowError`` on a score beyond int64."""
+        if not isinstance(self.values, array):
+            object.__setattr__(self, "values", array("q", self.values))
         if len(self.values) != len(self.rows.norms):
             raise ValueError("scores and rows differ in number")
         if self.query_norm < 0:
@@ -83,9 +90,14 @@ class Scores:
 
     def best(self) -> int | None:
         """Record with the largest positive cosine, the earliest of equals; None where no score is positive."""
-        positive = (i for i, value in enumerate(self.values) if value > 0)
-        best = max(positive, key=lambda i: (self.cosine_squared(i), -i), default=None)
+        best = max(_positive(self.values), key=lambda i: (self.cosine_squared(i), -i), default=None)
         return best if best is not None and self.cosine_squared(best) > 0 else None
+
+
+def _positive(values: Sequence[int]) -> list[int]:
+    """Places of scores above 0, found without a step of Python's for each: of very many records most are 0 (`attribution.first_look`)."""
+    found: list[int] = np.flatnonzero(np.asarray(values, np.int64) > 0).tolist()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +140,8 @@ def attribute(scores: Scores, owners: Sequence[bytes], floor_ppm: int = FLOOR_PP
         raise ValueError("the floor is a cosine in parts per million")
     weights = {b"": max(floor_ppm, 1) ** 2}
     least = max(floor_ppm**2, 1)
-    # Of very many records most scores are 0 (`attribution.first_look`), and passed over without a step of Python's own.
-    for index in compress(range(len(scores.values)), scores.values):
-        if scores.values[index] > 0 and scores.rows.leaders[index] == index:
+    for index in _positive(scores.values):
+        if scores.rows.leaders[index] == index:
             squared = scores.cosine_squared(index)
             if squared >= least:
                 weights[owners[index]] = weights.get(owners[index], 0) + squared

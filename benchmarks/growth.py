@@ -22,6 +22,7 @@ import os
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,7 +266,7 @@ def asked(folder: Path, records: int, row_bytes: int, runs: int, pace: dict[str,
     looked = looked_scores(query, index.signs, index.scales, shapes, leading, short)
 
     def shared() -> Shares:
-        return attribute(Scores(tuple(looked.tolist()), rows, norm), owners)
+        return attribute(Scores(array("q", looked.tobytes()), rows, norm), owners)
 
     shares_s, _ = cpu_s(shared, runs)
     return {

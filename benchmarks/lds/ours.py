@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from attribution.gradients import Example
 from attribution.index import build_index
 from attribution.merkle import DIGEST_BYTES
 from attribution.scores import score_example
+from attribution.signs import Integers, integer_scores
+from attribution.sketch import sketch_query, sketch_rows, sketch_scales, sketched
+from attribution.whitening import FactorShape, example_gradients, normalised
 from attribution.whitening.gradients import LEFT_OUT, STRENGTH
 from benchmarks.lds.features import Features
 from benchmarks.lds.network import State, as_adapter
@@ -57,6 +61,8 @@ MIDDLE = (1, 2, 3)
 FEW = LEFT_OUT
 FLOAT_ENGINE = Variant("the engine's rows, binary32", strength=STRENGTH, wide="triangular", without=LEFT_OUT)
 ENGINE = "the engine's rows, exact"
+SKETCHED = {f"the engine's rows sketched to {8 << 10 >> k:,} bytes, exact": (1 << 16) >> k for k in (0, 2)}
+"""Sums of a sketch by the method's name: what rows of large models have, and a quarter of it."""
 BEST = Variant("signs, both sides, 3 states, consistent", states=MIDDLE, consistent=True, without=FEW)
 SMALL = replace(BEST, name="the same, CountSketch to 16,384", bits=16_384)
 QUICK_BEST = replace(BEST, name="3 states, consistent; query at the mean adapter", one_query=True)
@@ -287,3 +293,33 @@ def engine(work: Work) -> Scored:
         1000 * asked,
         cosines=np.array(cosines),
     )
+
+
+def engine_sketched(sums: int, work: Work) -> Scored:
+    """The engine's whitened coordinates in sketched rows of `sums` bits, exact from tokens to integer scores."""
+    adapter, shape = (
+        as_adapter(work.network, work.checkpoints[-1].state),
+        [FactorShape("sketch", sums, 1)],
+    )
+    started = time.process_time()
+    index = build_index(work.base, adapter, work.records)
+    turning, weights = index.turning(work.base.device), index.factor_weights(work.base.device)
+
+    def sketch(ids: Sequence[int]) -> Integers:
+        _, found = example_gradients(work.base, adapter, [Example((), tuple(ids))])
+        turned = turning.turned(normalised(found))
+        return sketched([g * w for g, w in zip(turned, weights, strict=True)], sums)
+
+    rows = np.concatenate([sketch(ids) for ids in work.records])
+    signs, scales = sketch_rows(rows), sketch_scales(rows)
+    built = time.process_time() - started
+    started, scores, cosines = time.process_time(), list[Integers](), list[npt.NDArray[np.float64]]()
+    for ids in work.asked:
+        query, norm = sketch_query(sketch(ids)[0])
+        scores.append(integer_scores(query, signs, scales, shape))
+        cosines.append(np.maximum(scores[-1], 0) / np.sqrt(float(sums) * max(norm, 1)))
+    asked = (time.process_time() - started) / len(work.asked)
+    row_bytes = DIGEST_BYTES + SCALE_BYTES + signs.shape[1]
+    values = np.array(scores, np.float64)
+    name = next(name for name, width in SKETCHED.items() if width == sums)
+    return Scored(name, values, row_bytes, built, 1000 * asked, cosines=np.array(cosines))

@@ -79,6 +79,8 @@ def own_methods(shelf: Shelf) -> dict[str, Method]:
     for variant in ours.VARIANTS:
         found[variant.name] = partial(_variant, shelf, variant)
     found[ours.ENGINE] = ours.engine
+    for name, sums in ours.SKETCHED.items():
+        found[name] = partial(ours.engine_sketched, sums)
     return found
 
 

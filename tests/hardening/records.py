@@ -82,8 +82,8 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "copies that are paid beside their leader",
         "attribution/shares.py",
-        "if scores.values[index] > 0 and scores.rows.leaders[index] == index:",
-        "if scores.values[index] > 0:",
+        "        if scores.rows.leaders[index] == index:\n",
+        "        if True:\n",
         (
             f"{_COPIES}test_copies_raise_nobodys_payout_and_lower_nobodys",
             "tests/unit/attribution/test_shares.py::test_whatever_copies_score_and_whoever_owns_them_no_share_changes",

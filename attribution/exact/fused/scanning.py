@@ -165,6 +165,7 @@ def scan_masked(rows: Any, step: Any, ends: Any, limbs: Any, constants: Any, sca
         count, start, table = min(ROWS, records - first), 0, limbs.ctypes.data
         for factor in range(ends.size):
             size, at, apart = ends[factor] - start, rows + first * step + start, step
+            fetch_ahead(at + ROWS * step, step, ROWS, size)
             if size < BLOCK_BYTES:
                 copy_short(at, step, count, size, spare)
                 size, at, apart = BLOCK_BYTES, spare.ctypes.data, BLOCK_BYTES

@@ -86,7 +86,7 @@ def test_scores_are_the_definitions_sums_over_signs() -> None:
     shift = max(0, max(map(abs, sums)).bit_length() - 13)
     query = [round(y / 2**shift) for y in sums]
     signs = np.unpackbits(np.array(index.signs), axis=1, bitorder="little").astype(np.int64) * 2 - 1
-    assert found.values == tuple((signs @ np.array(query)).tolist())
+    assert list(found.values) == (signs @ np.array(query)).tolist()
     assert found.query_norm == sum(p * p for p in query)
     assert found.best() == 4
     others = [found.cosine_ppm(i) for i in range(len(RECORDS)) if i != 4]

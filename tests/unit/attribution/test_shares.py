@@ -126,6 +126,14 @@ def test_impossible_scores_are_refused(
         Scores(values, ScoredRows(norms, leaders), query)
 
 
+def test_scores_are_kept_as_64_bits_and_none_is_cut_to_fit() -> None:
+    rows = ScoredRows((1, 1), (0, 1))
+    assert Scores((2**63 - 1, -(2**63)), rows, 1) == Scores([2**63 - 1, -(2**63)], rows, 1)
+    for value in (2**63, -(2**63) - 1):
+        with pytest.raises(OverflowError):
+            Scores((0, value), rows, 1)
+
+
 @given(scored())
 def test_the_best_record_is_the_earliest_with_the_largest_cosine(
     case: tuple[Scores, list[bytes], int],
