@@ -464,6 +464,27 @@ KERNELS: tuple[Removal, ...] = (
         "if count == LANES or stop - start == CHUNK:",
         (f"{_SCAN}test_nothing_beyond_the_last_row_is_read",),
     ),
+    Removal(
+        "a limb of a query that no byte holds",
+        "attribution/exact/fused/masked.py",
+        "LIMB_BITS = 7",
+        "LIMB_BITS = 8",
+        (f"{_SCAN}test_limbs_of_every_query_are_bytes_that_give_it_back",),
+    ),
+    Removal(
+        "bits that belong to the bytes before a row's last",
+        "attribution/exact/fused/masked.py",
+        "            mask = mask if down is None else builder.lshr(mask, down)\n",
+        "",
+        (f"{_SCAN}test_the_compiled_scan_is_the_plain_one",),
+    ),
+    Removal(
+        "a block of a row that has fewer bytes",
+        "attribution/exact/fused/scanning.py",
+        "            if size < BLOCK_BYTES:\n",
+        "            if size < 0:\n",
+        (f"{_SCAN}test_nothing_before_the_first_row_is_read",),
+    ),
 )
 """Hardenings of what is compiled: each removal makes other machine code, so that these are looked at where that was asked for."""
 

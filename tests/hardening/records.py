@@ -9,6 +9,7 @@ _DUPLICATES = "tests/unit/attribution/test_duplicates.py::"
 _COPIES = "tests/unit/attribution/test_copies.py::"
 _ERASURE = "tests/unit/attribution/test_erasure.py::"
 _FILES = "tests/unit/attribution/test_index_files.py::"
+_ROWS = "tests/unit/attribution/test_rows.py::"
 
 REMOVALS: tuple[Removal, ...] = (
     Removal(
@@ -116,5 +117,33 @@ REMOVALS: tuple[Removal, ...] = (
         "at_once = max(1, min(RECORDS_AT_ONCE, PART_BYTES // (4 * coordinates)))",
         "at_once = len(records) + 0 * coordinates",
         (f"{_FILES}test_an_index_whose_gradients_exceed_memory_is_built_and_asked",),
+    ),
+    Removal(
+        "rows that grow with the model",
+        "attribution/rows.py",
+        "> COORDINATES_SIGNED_MAX",
+        "> COORDINATES_SIGNED_MAX << 9",
+        (f"{_ROWS}test_a_row_is_digest_scale_and_signs_of_the_definitions_sums",),
+    ),
+    Removal(
+        "a row of the other form at the limit",
+        "attribution/rows.py",
+        "> COORDINATES_SIGNED_MAX",
+        ">= COORDINATES_SIGNED_MAX",
+        (f"{_ROWS}test_only_rows_of_more_coordinates_than_the_limit_are_sketched",),
+    ),
+    Removal(
+        "a sketch of nothing that is scored",
+        "attribution/sketch.py",
+        "np.any(sums, axis=1, keepdims=True).astype(np.uint32)",
+        "np.ones((len(sums), 1), np.uint32)",
+        (f"{_ROWS}test_a_gradient_of_nothing_has_scale_and_score_zero",),
+    ),
+    Removal(
+        "a score cut to 64 bits",
+        "attribution/shares.py",
+        'array("q", self.values)',
+        'array("q", [(v + 2**63) % 2**64 - 2**63 for v in self.values])',
+        ("tests/unit/attribution/test_shares.py::test_scores_are_kept_as_64_bits_and_none_is_cut_to_fit",),
     ),
 )

@@ -187,8 +187,8 @@ def limbs_of(query: npt.NDArray[np.int32], widths: Sequence[int]) -> npt.NDArray
     for width, count in zip(widths, blocks, strict=True):
         padded[at : at + count].reshape(-1)[: 8 * width] = query[start : start + 8 * width]
         start, at = start + 8 * width, at + count
-    # 128 u + l with l in [-64, 63], so both are int8.
-    upper = (padded + 64) >> LIMB_BITS
+    # 128 u + l with l in [0, 127] and u in [-64, 64]: both are int8.
+    upper = padded >> LIMB_BITS
     return np.stack([upper, padded - (upper << LIMB_BITS)], axis=1).astype(np.int8)
 
 

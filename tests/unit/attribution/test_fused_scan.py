@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +31,18 @@ def shapes_of(coordinates: list[int]) -> list[FactorShape]:
 
 
 def both(query: Query, rows: Rows, scales: Scales, shapes: list[FactorShape]) -> tuple[list[int], list[int]]:
-    """The scan by the torch path's backend and by the default, which is the kernels'."""
+    """The scan by the torch path's backend and by the default, which is the kernels'; with and without masks the latter is one."""
+    from attribution.exact.fused import masked
+
     exact.set_backend(PLAIN)
     try:
         plain = scan(query, rows, scales, shapes)
     finally:
         exact.set_backend(None)
-    return plain, scan(query, rows, scales, shapes)
+    found = scan(query, rows, scales, shapes)
+    with mock.patch.object(masked, "USABLE", False):
+        assert scan(query, rows, scales, shapes) == found
+    return plain, found
 
 
 @st.composite
@@ -115,6 +121,20 @@ def test_files_that_only_may_be_read_are_scanned_where_they_are(tmp_path: Path) 
 
 
 @needs_kernels
+@pytest.mark.parametrize("value", [-8192, -8191, -8129, -8128, -65, -64, -1, 0, 63, 64, 127, 128, 8191, 8192])
+def test_limbs_of_every_query_are_bytes_that_give_it_back(value: int) -> None:
+    from attribution.exact.fused.scanning import limbs_of
+
+    query = np.full(8 * 11, value, np.int32)
+    limbs = limbs_of(query, [9, 2]).astype(np.int64)
+    assert limbs.shape == (3, 2, 64)
+    back = limbs[:, 0] * 128 + limbs[:, 1]
+    assert back.reshape(-1)[[*range(72), *range(128, 144)]].tolist() == query.tolist()
+    assert not back.reshape(-1)[72:128].any()
+    assert not back.reshape(-1)[144:].any()
+
+
+@needs_kernels
 @pytest.mark.parametrize("records", [33, 64])
 def test_nothing_beyond_the_last_row_is_read(records: int) -> None:
     """Behind the last row lies a page that must not be touched: the process would end here."""
@@ -127,6 +147,23 @@ def test_nothing_beyond_the_last_row_is_read(records: int) -> None:
     rows = memory[begin : begin + records * 50].reshape(records, 50)
     scales, query = np.ones((records, 1), np.uint32), np.arange(400, dtype=np.int32)
     plain, found = both(query, rows, scales, shapes_of([400]))
+    assert found == plain
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_nothing_before_the_first_row_is_read(size: int) -> None:
+    """Rows shorter than a block begin a page, and the one before it must not be touched."""
+    pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    memory = np.frombuffer(pages, np.uint8)
+    memory[mmap.PAGESIZE :] = 0xA5
+    assert (
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(mmap.PAGESIZE), 0)
+        == 0
+    )
+    rows = memory[mmap.PAGESIZE : mmap.PAGESIZE + 11 * size].reshape(11, size)
+    scales, query = np.ones((11, 1), np.uint32), np.arange(8 * size, dtype=np.int32)
+    plain, found = both(query, rows, scales, shapes_of([8 * size]))
     assert found == plain
 
 
