@@ -199,6 +199,9 @@ class Index:
     _turning: LastMade[torch.device, Turning] = field(
         default_factory=LastMade, init=False, repr=False, compare=False
     )
+    _weights: LastMade[torch.device, list[Tensor]] = field(
+        default_factory=LastMade, init=False, repr=False, compare=False
+    )
 
     @property
     def record_count(self) -> int:
@@ -292,8 +295,9 @@ class Index:
         return self._turning.get(device, lambda: Turning(self.factor_bases(device), self.header.shapes))
 
     def factor_weights(self, device: torch.device) -> list[Tensor]:
-        """Weights (wide, rank) of every factor on ``device``."""
-        return split_factors(self.weights, [(s.wide, s.rank) for s in self.header.shapes], device)
+        """Weights (wide, rank) of every factor on ``device``; kept, like `turning`."""
+        sizes = [(s.wide, s.rank) for s in self.header.shapes]
+        return self._weights.get(device, lambda: split_factors(self.weights, sizes, device))
 
     def save(self, directory: Path) -> None:
         """Write the files into ``directory`` (created if missing); each replaces its predecessor atomically.

@@ -85,10 +85,14 @@ def row_norms(scales: npt.NDArray[np.uint32], shapes: Sequence[FactorShape]) -> 
 
 def integer_query(whitened: Sequence[Tensor]) -> tuple[npt.NDArray[np.int32], int]:
     """One example's query: int32 coordinates, every factor padded with zeros to whole bytes, and its norm ``m``."""
-    flat = torch.cat([torch.nn.functional.pad(x.flatten(), (0, -x.numel() % 8)) for x in whitened])
+    flat = torch.cat([_whole_bytes(x.flatten()) for x in whitened])
     q = exact.quantise(flat)[0].to(torch.int32).cpu().numpy()
     wide = q.astype(np.int64)
     return q, int((wide * wide).sum())
+
+
+def _whole_bytes(x: Tensor) -> Tensor:
+    return torch.nn.functional.pad(x, (0, -len(x) % 8)) if len(x) % 8 else x
 
 
 def scan(
