@@ -25,6 +25,7 @@ are at most 2^13 * 2^24 = 2^37. ``n`` and ``m`` are below 2^63 likewise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,7 @@ _SCANNED_BYTES_AT_ONCE = 1 << 19
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
+SomeInteger = TypeVar("SomeInteger", np.int32, np.int64)
 
 
 def sign_bytes(shape: FactorShape) -> int:
@@ -91,6 +93,17 @@ def integer_query(whitened: Sequence[Tensor]) -> tuple[npt.NDArray[np.int32], in
     return q, int((wide * wide).sum())
 
 
+def rounded_shift(values: npt.NDArray[SomeInteger], shift: int) -> npt.NDArray[SomeInteger]:
+    """``values / 2^shift`` rounded half to even, in integers."""
+    if shift == 0:
+        return values
+    down = values >> shift
+    rest, half = values - (down << shift), 1 << (shift - 1)
+    up = (rest > half) | ((rest == half) & (down & 1 == 1))
+    found: npt.NDArray[SomeInteger] = down + up.astype(values.dtype)
+    return found
+
+
 def _whole_bytes(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, -len(x) % 8)) if len(x) % 8 else x
 
@@ -111,11 +124,12 @@ def integer_scores(
     signs: Bytes,
     scales: npt.NDArray[np.uint32],
     shapes: Sequence[FactorShape],
+    chosen: Integers | None = None,
 ) -> Integers:
-    """Scores of ``query`` against every row, by the formula above: int64 (records,).
+    """Scores of ``query`` against every row, or the ``chosen`` ones by their numbers, by the formula above: int64 (scales,).
 
     ``signs`` is uint8 (records, bytes), possibly memory-mapped and then read once in order; ``scales`` uint32
-    (records, factors). Where the fused kernels serve, `attribution.exact.fused.scanning` gives the same integers.
+    (records, factors), of the chosen rows alone. Where the fused kernels serve, `attribution.exact.fused.scanning` gives the same integers.
     Raises ``ValueError`` on a query that `integer_query` would not give, and on sizes that are not those of ``shapes``.
     """
     if int(np.abs(query).max(initial=0)) > 1 << (QUERY_BITS - 1):
@@ -123,13 +137,16 @@ def integer_scores(
     widths = [sign_bytes(s) for s in shapes]
     if query.shape != (8 * sum(widths),):
         raise ValueError("a query of other coordinates than those of the shapes")
-    if signs.shape[1:] != (sum(widths),) or scales.shape != (len(signs), len(widths)):
+    rows = len(signs) if chosen is None else len(chosen)
+    if signs.shape[1:] != (sum(widths),) or scales.shape != (rows, len(widths)):
         raise ValueError("rows or scales of other factors than those of the shapes")
+    if chosen is not None and rows and not 0 <= chosen.min() <= chosen.max() < len(signs):
+        raise ValueError("a chosen row is not there")
     if family_for(_CPU) == "fused":
         from attribution.exact.fused import scanning
 
-        return scanning.scan(query, signs, scales, widths)
-    return _scan_planes(query, signs, scales, widths)
+        return scanning.scan(query, signs, scales, widths, chosen)
+    return _scan_planes(query, signs if chosen is None else signs[chosen], scales, widths)
 
 
 def _scan_planes(
@@ -138,7 +155,7 @@ def _scan_planes(
     """Scores by counting bits.
 
     With bits 0 and 1 for signs, sum b_c q_c = 2 sum_{bit} q_c - sum q_c; and with the query's integers in binary, one
-    plane of bits for each power of two, sum_{bit} q_c is a sum of counted bits.
+    plane of bits for each power of two that they have, sum_{bit} q_c is a sum of counted bits.
     """
     planes, starts = _planes(query, widths)
     sums = np.add.reduceat(query.astype(np.int64), np.cumsum([0, *(8 * w for w in widths[:-1])]))
@@ -159,14 +176,15 @@ def _scan_planes(
 def _planes(
     query: npt.NDArray[np.int32], widths: Sequence[int]
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """The query's bits, uint64 (`QUERY_BITS` + 1, words), the last plane that of -2^14; and every factor's first word."""
+    """The query's bits, uint64 (B + 1, words), B those of its largest magnitude, the last plane that of -2^B; and every factor's first word."""
     lengths = [-(-width // 8) for width in widths]
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-    planes, start = np.zeros((QUERY_BITS + 1, sum(lengths)), np.uint64), 0
-    shifts = np.arange(QUERY_BITS + 1, dtype=np.int32)[:, None]
+    bits = int(np.abs(query).max(initial=0)).bit_length()
+    planes, start = np.zeros((bits + 1, sum(lengths)), np.uint64), 0
+    shifts = np.arange(bits + 1, dtype=np.int32)[:, None]
     for first, width in zip(starts, widths, strict=True):
-        bits = ((query[None, 8 * start : 8 * (start + width)] >> shifts) & 1).astype(np.uint8)
-        packed = np.packbits(bits, axis=1, bitorder="little")
+        ones = ((query[None, 8 * start : 8 * (start + width)] >> shifts) & 1).astype(np.uint8)
+        packed = np.packbits(ones, axis=1, bitorder="little")
         planes.view(np.uint8)[:, 8 * first : 8 * first + width] = packed
         start += width
     return planes, starts
@@ -186,5 +204,7 @@ def _plane_sums(
     )
     for power, plane in enumerate(planes):
         np.bitwise_count(np.bitwise_and(words, plane, out=met), out=counted)
-        found += np.multiply(counted, -(1 << power) if power == QUERY_BITS else 1 << power, dtype=np.int32)
+        found += np.multiply(
+            counted, -(1 << power) if power == len(planes) - 1 else 1 << power, dtype=np.int32
+        )
     return np.add.reduceat(found, starts, axis=1, dtype=np.int64)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from attribution import exact
-from attribution.signs import COORDINATES_MAX, QUERY_BITS, Bytes, Integers
+from attribution.signs import COORDINATES_MAX, QUERY_BITS, Bytes, Integers, rounded_shift
 
 WIDTH_MIN, WIDTH_MAX = 1 << 9, 1 << 16
 WIDTH_WIDE, WIDTH_SMALL = 1 << 16, 1 << 14
@@ -78,17 +78,6 @@ def sketch_query(sums: Integers, bits: int = QUERY_BITS) -> tuple[npt.NDArray[np
     shift = max(0, largest.bit_length() - (bits - 1))
     p = rounded_shift(sums, shift)
     return p.astype(np.int32), int((p * p).sum())
-
-
-def rounded_shift(values: Integers, shift: int) -> Integers:
-    """``values / 2^shift`` rounded half to even, in integers."""
-    if shift == 0:
-        return values
-    down = values >> shift
-    rest, half = values - (down << shift), 1 << (shift - 1)
-    up = (rest > half) | ((rest == half) & (down & 1 == 1))
-    found: Integers = down + up.astype(np.int64)
-    return found
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,7 @@ BLOCK_BYTES = 8
 """Bytes of a row that are one mask."""
 BLOCK_BITS = 8 * BLOCK_BYTES
 LIMB_BITS = 7
+LIMBS = 2
 USABLE = {"avx512bw", "avx512vnni"} <= features()
 """Whether code compiled here may use the instructions."""
 
@@ -63,14 +64,14 @@ def _emit_add(builder: Any, rows: int, first: Any, step: Any, size: Any, limbs: 
     blocks, rest = builder.udiv(size, _i64(BLOCK_BYTES)), builder.urem(size, _i64(BLOCK_BYTES))
 
     def added(place: Any, k: Any, down: Any, sums: Any) -> list[Any]:
-        at = builder.add(limbs, builder.mul(k, _i64(2 * BLOCK_BITS)))
-        high, low = _load(builder, at, _BYTES), _load(builder, builder.add(at, _i64(BLOCK_BITS)), _BYTES)
+        at = builder.add(limbs, builder.mul(k, _i64(LIMBS * BLOCK_BITS)))
+        numbers = [_load(builder, builder.add(at, _i64(n * BLOCK_BITS)), _BYTES) for n in range(LIMBS)]
         found = []
         for r, start in enumerate(starts):
             mask = _load(builder, builder.add(start, place), _I64)
             mask = mask if down is None else builder.lshr(mask, down)
             ones = builder.zext(builder.bitcast(mask, _MASK), _BYTES)
-            found += [_dot(builder, sums[2 * r], ones, high), _dot(builder, sums[2 * r + 1], ones, low)]
+            found += [_dot(builder, sums[LIMBS * r + n], ones, limb) for n, limb in enumerate(numbers)]
         return found
 
     before = builder.basic_block
@@ -78,7 +79,7 @@ def _emit_add(builder: Any, rows: int, first: Any, step: Any, size: Any, limbs: 
     last, done = builder.append_basic_block("rest"), builder.append_basic_block("done")
     builder.cbranch(builder.icmp_signed(">", blocks, _i64(0)), loop, end)
     builder.position_at_end(loop)
-    k, sums = builder.phi(_I64), [builder.phi(_SUMS) for _ in range(2 * rows)]
+    k, sums = builder.phi(_I64), [builder.phi(_SUMS) for _ in range(LIMBS * rows)]
     more = added(builder.mul(k, _i64(BLOCK_BYTES)), k, None, sums)
     after = builder.add(k, _i64(1))
     k.add_incoming(_i64(0), before)
@@ -88,7 +89,7 @@ def _emit_add(builder: Any, rows: int, first: Any, step: Any, size: Any, limbs: 
         x.add_incoming(y, loop)
     builder.cbranch(builder.icmp_signed("<", after, blocks), loop, end)
     builder.position_at_end(end)
-    ended = [builder.phi(_SUMS) for _ in range(2 * rows)]
+    ended = [builder.phi(_SUMS) for _ in range(LIMBS * rows)]
     for x, y in zip(ended, more, strict=True):
         x.add_incoming(none, before)
         x.add_incoming(y, loop)
@@ -98,17 +99,15 @@ def _emit_add(builder: Any, rows: int, first: Any, step: Any, size: Any, limbs: 
     closed = added(builder.sub(size, _i64(BLOCK_BYTES)), blocks, down, ended)
     builder.branch(done)
     builder.position_at_end(done)
+    results = [builder.phi(_SUMS) for _ in range(LIMBS * rows)]
+    for x, y, z in zip(results, ended, closed, strict=True):
+        x.add_incoming(y, end)
+        x.add_incoming(z, last)
     for r in range(rows):
-        both = []
-        for limb in range(2):
-            x = builder.phi(_SUMS)
-            x.add_incoming(ended[2 * r + limb], end)
-            x.add_incoming(closed[2 * r + limb], last)
-            both.append(x)
-        ended[2 * r : 2 * r + 2] = both
-    for r in range(rows):
-        high, low = (_whole(builder, x) for x in ended[2 * r : 2 * r + 2])
-        total = builder.add(builder.shl(builder.sext(high, _I64), _i64(LIMB_BITS)), builder.sext(low, _I64))
+        total = _i64(0)
+        for x in results[LIMBS * r : LIMBS * (r + 1)]:
+            limb = builder.sext(_whole(builder, x), _I64)
+            total = builder.add(builder.shl(total, _i64(LIMB_BITS)), limb)
         where = builder.add(out, _i64(8 * r))
         builder.store(total, builder.inttoptr(where, _I64.as_pointer()), align=1)
 
@@ -117,7 +116,7 @@ def _adder(rows: int) -> Any:
     """Intrinsic (first, step, size, limbs, out): for each of `rows` rows the sum of the numbers where it has ones, int64 at `out`.
 
     `first` is the address of the first row's bytes, `step` bytes from row to row, `size` bytes of each, at least `BLOCK_BYTES`; `limbs` that of int8 (blocks, 2, 64),
-    upper and lower limbs, zeros beyond `size`. No byte outside of the rows is read. A limb is at most 64 in magnitude, so of 2^24 bits its sum stays below 2^31.
+    the upper limb first, zeros beyond `size`. No byte outside of the rows is read. A limb is at most 127 in magnitude, so of 2^24 bits its sum stays below 2^31.
     """
 
     @_extending.intrinsic  # type: ignore[untyped-decorator]
@@ -132,3 +131,18 @@ def _adder(rows: int) -> Any:
 
 
 add_rows, add_row = _adder(ROWS), _adder(1)
+
+
+@_extending.intrinsic  # type: ignore[untyped-decorator]
+def copy_bytes(typing: Any, source: Any, target: Any, size: Any) -> Any:
+    """Copy `size` bytes from one address to another."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _I8.as_pointer()
+        source, target = (builder.inttoptr(address, pointer) for address in arguments[:2])
+        kind = _ir.FunctionType(_ir.VoidType(), [pointer, pointer, _I64, _I1])
+        function = builder.module.declare_intrinsic("llvm.memcpy", [pointer, pointer, _I64], kind)
+        builder.call(function, [target, source, arguments[2], _ir.Constant(_I1, 0)])
+        return context.get_dummy_value()
+
+    return _types.void(*[_types.int64] * 3), emit

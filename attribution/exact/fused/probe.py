@@ -102,8 +102,9 @@ def optimiser() -> Parts:
 
 
 def rows() -> Parts:
-    """Scores of 67 rows, in three factors of 300, 13 and 91 bytes, by queries whose high digits do and do not fit together, and by the largest."""
-    from attribution.signs import scan
+    """Scores of 67 rows, in three factors of 300, 13 and 91 bytes, by queries whose high digits do and do not fit together, and by the largest; of chosen rows; first looks."""
+    from attribution.first_look import likeliest, short_rows
+    from attribution.signs import integer_scores, scan
     from attribution.whitening import FactorShape
 
     shapes = [FactorShape(f"f{k}", wide, 1) for k, wide in enumerate((2400, 101, 727))]
@@ -114,7 +115,12 @@ def rows() -> Parts:
     for label, top in (("small", 900), ("large", 8191), ("largest", 8192)):
         q = uniform_integers(0, f"fused query {label}", sum(counts), 2 * top + 1) - top
         queries.append(np.where(np.abs(q) > 8000, np.sign(q) * top, q).astype(np.int32))
-    return [torch.tensor(scan(q, signs, scales, shapes)) for q in queries]
+    short, everyone = short_rows(signs, scales), np.ones(67, np.bool_)
+    found = [scan(q, signs, scales, shapes) for q in queries]
+    found += [likeliest(q, short, everyone, 20).tolist() for q in queries]
+    chosen = np.array([66, 3, 3, 40, 0, 65, 64, 9, 33])
+    found += [integer_scores(q, signs, scales[chosen], shapes, chosen).tolist() for q in queries]
+    return [torch.tensor(part) for part in found]
 
 
 CASES: tuple[tuple[str, Callable[[], Parts]], ...] = (

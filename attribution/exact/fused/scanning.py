@@ -25,13 +25,16 @@ from attribution.exact.fused.masked import (
     ROWS,
     add_row,
     add_rows,
+    copy_bytes,
 )
 from attribution.exact.fused.tables import (
     CHUNK,
     DIGIT_BITS,
     LANES,
+    LOOKED_POSITIONS_MAX,
     POSITIONS_MAX,
     add_apart,
+    add_halves,
     add_paired,
     byte_at,
     fetch,
@@ -40,6 +43,9 @@ from attribution.exact.fused.tables import (
 
 MAGNITUDE_MAX = (1 << 13) - 1
 """Of a query's integer: four of them in two digits."""
+LOOKED_MAX = (1 << 5) - 1
+"""Of a query's integer in a look: eight of them fit a byte."""
+_ALL = np.empty(0, np.int64)
 _GROUPS = 2
 # While rows pass over a kilobyte's tables, those (64 kB) stay in the second-level cache and 64 rows' bytes come in runs.
 _CHUNKS_AT_ONCE = 64
@@ -143,6 +149,25 @@ def scan_rows(
             factor = reached
 
 
+@kernel
+def look_rows(blocks: Any, tables: Any, constant: Any, looks: Any) -> Any:
+    """Looks (records) at blocks (groups, bytes, 32), by tables (bytes, 2, 16) of each byte's lower and upper half; `constant` is added to twice the sums."""
+    sums, totals = np.zeros((2, CHUNK), np.uint16), np.zeros(LANES, np.int64)
+    groups, width = blocks.shape[0], blocks.shape[1]
+    for group in range(groups):
+        totals[:] = 0
+        for start in range(0, width, LOOKED_POSITIONS_MAX):
+            count = min(LOOKED_POSITIONS_MAX, width - start)
+            where = blocks.ctypes.data + (group * width + start) * LANES
+            add_halves(where, count, tables.ctypes.data + start * 2 * CHUNK, sums.ctypes.data)
+            for j in range(CHUNK):
+                totals[2 * j] += np.int64(sums[0, j])
+                totals[2 * j + 1] += np.int64(sums[1, j])
+            sums[:] = 0
+        for r in range(min(LANES, looks.size - group * LANES)):
+            looks[group * LANES + r] = 2 * totals[r] + constant
+
+
 @part
 def copy_short(rows: Any, step: Any, count: Any, size: Any, spare: Any) -> Any:
     """Fewer bytes than a block of each row, zeros behind them in spare (8, 8)."""
@@ -153,21 +178,32 @@ def copy_short(rows: Any, step: Any, count: Any, size: Any, spare: Any) -> Any:
 
 
 @kernel
-def scan_masked(rows: Any, step: Any, ends: Any, limbs: Any, constants: Any, scales: Any, scores: Any) -> Any:
+def scan_masked(
+    rows: Any, step: Any, chosen: Any, ends: Any, limbs: Any, constants: Any, scales: Any, scores: Any
+) -> Any:
     """Scores (records) of rows `step` bytes apart, from address `rows` on; ends, constants and scales as in `scan_rows`.
 
-    limbs (blocks, 2, 64) int8: upper and lower limbs of the query's integers; every factor begins a block.
+    chosen (records) are the rows' numbers, or empty for all in their order. limbs (blocks, 2, 64) int8: of the query's integers, the upper
+    one first; every factor begins a block.
     """
-    spare = np.zeros((ROWS, BLOCK_BYTES), np.uint8)
-    sums = np.zeros(ROWS, np.int64)
-    records, there = scores.size, sums.ctypes.data
+    records, width = scores.size, ends[-1]
+    sums, spare = np.zeros(ROWS, np.int64), np.zeros((ROWS, BLOCK_BYTES), np.uint8)
+    copied = np.empty((ROWS if chosen.size else 1, width), np.uint8)
+    there = sums.ctypes.data
     for first in range(0, records, ROWS):
         count, start, table = min(ROWS, records - first), 0, limbs.ctypes.data
+        begin, between = rows + first * step, step
+        if chosen.size:
+            begin, between = copied.ctypes.data, width
+            for r in range(count):
+                copy_bytes(rows + chosen[first + r] * step, begin + r * width, width)
         for factor in range(ends.size):
-            size, at, apart = ends[factor] - start, rows + first * step + start, step
-            fetch_ahead(at + ROWS * step, step, ROWS, size)
+            size, at, apart = ends[factor] - start, begin + start, between
+            if chosen.size:
+                for r in range(first + count, min(first + count + ROWS, records)):
+                    fetch_ahead(rows + chosen[r] * step + start, step, 1, size)
             if size < BLOCK_BYTES:
-                copy_short(at, step, count, size, spare)
+                copy_short(at, between, count, size, spare)
                 size, at, apart = BLOCK_BYTES, spare.ctypes.data, BLOCK_BYTES
             if count == ROWS:
                 add_rows(at, apart, size, table, there)
@@ -176,7 +212,7 @@ def scan_masked(rows: Any, step: Any, ends: Any, limbs: Any, constants: Any, sca
                     add_row(at + r * apart, apart, size, table, there + 8 * r)
             for r in range(count):
                 scores[first + r] += (2 * sums[r] + constants[factor]) * np.int64(scales[first + r, factor])
-            table += 2 * BLOCK_BITS * ((size + BLOCK_BYTES - 1) // BLOCK_BYTES)
+            table += limbs.shape[1] * limbs.shape[2] * ((size + BLOCK_BYTES - 1) // BLOCK_BYTES)
             start = ends[factor]
 
 
@@ -192,8 +228,8 @@ def limbs_of(query: npt.NDArray[np.int32], widths: Sequence[int]) -> npt.NDArray
     return np.stack([upper, padded - (upper << LIMB_BITS)], axis=1).astype(np.int8)
 
 
-def tables_of(query: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-    """Digits of the sums above, uint8 (bytes, 4, 16), for a query of eight integers a byte, none beyond `MAGNITUDE_MAX`."""
+def half_sums(query: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The sums above, int32 (16, half bytes), by what the half byte is."""
     # Entries first: numpy is quick along long axes.
     bits = query.reshape(-1, 4).T.copy()
     sums = np.empty((CHUNK, bits.shape[1]), np.int32)
@@ -201,6 +237,12 @@ def tables_of(query: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
     for bit in range(4):
         size = 1 << bit
         np.add(sums[:size], bits[bit], out=sums[size : 2 * size])
+    return sums
+
+
+def tables_of(query: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """Digits of the sums above, uint8 (bytes, 4, 16), for a query of eight integers a byte, none beyond `MAGNITUDE_MAX`."""
+    sums = half_sums(query)
     tables = np.empty((len(query) // 8, 4, CHUNK), np.uint8)
     for digit, place in (
         (sums & ((1 << DIGIT_BITS) - 1), tables[:, :2]),
@@ -215,22 +257,40 @@ def scan(
     signs: npt.NDArray[np.uint8],
     scales: npt.NDArray[np.uint32],
     widths: Sequence[int],
+    chosen: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Scores of signs (records, bytes) and scales (records, factors) by a query of at most 14 bits; factors have `widths` bytes, none of them 0."""
-    scores = np.zeros(len(signs), np.int64)
+    """Scores of signs (records, bytes), all or the chosen ones, and their scales (rows, factors) by a query of at most 14 bits.
+
+    Factors have `widths` bytes, none of them 0.
+    """
+    if chosen is not None and not masked.USABLE:
+        signs, chosen = signs[chosen], None
+    scores = np.zeros(len(scales), np.int64)
     rows = signs if signs.strides[1] == 1 else np.ascontiguousarray(signs)
     factors = np.require(scales, np.uint32, ["C", "A", "W"])
     if masked.USABLE:
         ends = np.cumsum(widths, dtype=np.int64)
         totals = -np.add.reduceat(query.astype(np.int64), 8 * np.concatenate([[0], ends[:-1]]))
         limbs = limbs_of(query, widths)
-        scan_masked(rows.ctypes.data, rows.strides[0], ends, limbs, totals, factors, scores)
+        numbers = _ALL if chosen is None else np.ascontiguousarray(chosen)
+        scan_masked(rows.ctypes.data, rows.strides[0], numbers, ends, limbs, totals, factors, scores)
         return scores
     within = np.clip(query, -MAGNITUDE_MAX, MAGNITUDE_MAX)
     rest = query - within
     for q in (within, rest) if rest.any() else (within,):
         _add_scores(q, rows, factors, np.cumsum(widths, dtype=np.int64), scores)
     return scores
+
+
+def look(query: npt.NDArray[np.int32], blocks: npt.NDArray[np.uint8], records: int) -> npt.NDArray[np.int64]:
+    """Sums of a query's integers with the signs of rows, int64 (records,), all factors alike.
+
+    blocks (groups, bytes, 32) uint8 hold 32 rows beside each other; the query eight integers a byte, none beyond `LOOKED_MAX`.
+    """
+    tables = np.ascontiguousarray(half_sums(query).astype(np.uint8).T).reshape(-1, 2, CHUNK)
+    looks = np.empty(records, np.int64)
+    look_rows(blocks, tables, -int(np.abs(query).sum(dtype=np.int64)), looks)
+    return looks
 
 
 def _add_scores(

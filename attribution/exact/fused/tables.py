@@ -20,12 +20,15 @@ LANES = 32
 """Rows beside each other."""
 CHUNK = 16
 """Bytes of a row that are turned at once."""
-TABLE_BYTES = 64
-"""Of one byte of a row: low digits by its lower and by its upper half, then high digits likewise."""
 DIGIT_BITS = 7
 """Of the low digit: two of them fit a byte."""
+LOOKED_POSITIONS_MAX = 256
+"""Bytes of a row that 16-bit sums hold where a byte adds at most 8 * 31: 256 * 248 < 2^16."""
 POSITIONS_MAX = 128
 """Bytes of a row whose digits 16-bit sums hold: 128 * 2 * 255 < 2^16."""
+
+_FETCHED_AHEAD = 1 << 14
+"""Bytes before they are read that those of a look are asked for: measured, 8.1 ms for 51 MB that no cache has without, 5.6 with."""
 
 _I8, _I16, _I32, _I64 = (_ir.IntType(bits) for bits in (8, 16, 32, 64))
 _HALF, _BYTES, _WORDS = _ir.VectorType(_I8, CHUNK), _ir.VectorType(_I8, LANES), _ir.VectorType(_I16, CHUNK)
@@ -96,14 +99,18 @@ def fetch(typing: Any, address: Any) -> Any:
     """Ask for the cache line of an address, which need not exist."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _I8.as_pointer()
-        kind = _ir.FunctionType(_ir.VoidType(), [pointer, _I32, _I32, _I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        read, near, data = (_ir.Constant(_I32, n) for n in (0, 3, 1))
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), read, near, data])
+        _emit_fetch(builder, arguments[0])
         return context.get_dummy_value()
 
     return _types.void(_types.int64), emit
+
+
+def _emit_fetch(builder: Any, address: Any) -> None:
+    pointer = _I8.as_pointer()
+    kind = _ir.FunctionType(_ir.VoidType(), [pointer, _I32, _I32, _I32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    read, near, data = (_ir.Constant(_I32, n) for n in (0, 3, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), read, near, data])
 
 
 def _found(builder: Any, address: Any, halves: Any) -> Any:
@@ -124,19 +131,25 @@ def _found(builder: Any, address: Any, halves: Any) -> Any:
     return found
 
 
-def _emit_add(builder: Any, paired: bool, turned: Any, count: Any, tables: Any, sums: Any) -> None:
-    begin = [_load(builder, builder.add(sums, _i64(LANES * i)), _WORDS) for i in range(4)]
+def _emit_add(
+    builder: Any, digits: int, paired: bool, turned: Any, count: Any, tables: Any, sums: Any
+) -> None:
+    begin = [_load(builder, builder.add(sums, _i64(LANES * i)), _WORDS) for i in range(2 * digits)]
     before = builder.basic_block
     loop, end = builder.append_basic_block("bytes"), builder.append_basic_block("bytes.end")
     builder.cbranch(builder.icmp_signed(">", count, _i64(0)), loop, end)
     builder.position_at_end(loop)
-    k, totals = builder.phi(_I64), [builder.phi(_WORDS) for _ in range(4)]
-    value = _load(builder, builder.add(turned, builder.mul(k, _i64(LANES))), _BYTES)
+    k, totals = builder.phi(_I64), [builder.phi(_WORDS) for _ in begin]
+    place = builder.add(turned, builder.mul(k, _i64(LANES)))
+    if digits == 1:
+        _emit_fetch(builder, builder.add(place, _i64(_FETCHED_AHEAD)))
+    value = _load(builder, place, _BYTES)
     lower, upper = builder.and_(value, _all(_BYTES, 15)), builder.lshr(value, _all(_BYTES, 4))
-    at = builder.add(tables, builder.mul(k, _i64(TABLE_BYTES)))
-    low, low_too, high, high_too = (
-        _found(builder, builder.add(at, _i64(CHUNK * i)), lower if i % 2 == 0 else upper) for i in range(4)
-    )
+    at = builder.add(tables, builder.mul(k, _i64(2 * digits * CHUNK)))
+    found = [
+        _found(builder, builder.add(at, _i64(CHUNK * i)), lower if i % 2 == 0 else upper)
+        for i in range(2 * digits)
+    ]
 
     def even(x: Any) -> Any:
         return builder.and_(builder.bitcast(x, _WORDS), _all(_WORDS, 255))
@@ -144,23 +157,23 @@ def _emit_add(builder: Any, paired: bool, turned: Any, count: Any, tables: Any, 
     def odd(x: Any) -> Any:
         return builder.lshr(builder.bitcast(x, _WORDS), _all(_WORDS, 8))
 
-    lows = builder.add(low, low_too)
+    lows = builder.add(*found[:2])
     parts = [even(lows), odd(lows)]
-    if paired:
-        highs = builder.add(high, high_too)
+    if digits == 2 and paired:
+        highs = builder.add(*found[2:])
         parts += [even(highs), odd(highs)]
-    else:
-        parts += [builder.add(part(high), part(high_too)) for part in (even, odd)]
+    elif digits == 2:
+        parts += [builder.add(*map(part, found[2:])) for part in (even, odd)]
     added = [builder.add(total, part) for total, part in zip(totals, parts, strict=True)]
     after = builder.add(k, _i64(1))
     k.add_incoming(_i64(0), before)
     k.add_incoming(after, loop)
-    for i in range(4):
+    for i in range(len(begin)):
         totals[i].add_incoming(begin[i], before)
         totals[i].add_incoming(added[i], loop)
     builder.cbranch(builder.icmp_signed("<", after, count), loop, end)
     builder.position_at_end(end)
-    results = [builder.phi(_WORDS) for _ in range(4)]
+    results = [builder.phi(_WORDS) for _ in begin]
     for i, result in enumerate(results):
         result.add_incoming(begin[i], before)
         result.add_incoming(added[i], loop)
@@ -168,17 +181,17 @@ def _emit_add(builder: Any, paired: bool, turned: Any, count: Any, tables: Any, 
         _store(builder, result, builder.add(sums, _i64(LANES * i)))
 
 
-def _adder(paired: bool) -> Any:
-    """Intrinsic (turned, count, tables, sums): add the digits of `count` bytes of 32 rows to 16-bit sums (4, 16).
+def _adder(digits: int, paired: bool) -> Any:
+    """Intrinsic (turned, count, tables, sums): add the digits of `count` bytes of 32 rows to 16-bit sums (2 * digits, 16).
 
-    `turned` is the address of what `turn_bytes` left, `tables` that of (count, 4, 16) bytes. The sums are low digits of even and of odd rows, then high ones. Low
-    digits are below 2^7; with `paired` the two high digits of a byte are together below 2^8, without it each is.
+    `turned` is the address of what `turn_bytes` left, `tables` that of (count, 2 * digits, 16) bytes. The sums are low digits of even and of odd rows, then high ones. The two low
+    digits of a byte are together below 2^8; with `paired` so are the two high ones, without it each is.
     """
 
     @_extending.intrinsic  # type: ignore[untyped-decorator]
     def add(typing: Any, turned: Any, count: Any, tables: Any, sums: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _emit_add(builder, paired, *arguments)
+            _emit_add(builder, digits, paired, *arguments)
             return context.get_dummy_value()
 
         return _types.void(*[_types.int64] * 4), emit
@@ -186,4 +199,4 @@ def _adder(paired: bool) -> Any:
     return add
 
 
-add_paired, add_apart = _adder(True), _adder(False)
+add_paired, add_apart, add_halves = _adder(2, True), _adder(2, False), _adder(1, True)

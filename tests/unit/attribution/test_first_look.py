@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -51,8 +53,9 @@ def plainly(
 
     def look(record: int) -> int:
         signs = np.unpackbits(rows[record, sorted(places)], bitorder="little").astype(np.int64) * 2 - 1
-        counted = query.reshape(-1, 8)[sorted(places)].ravel().astype(np.int64)
-        return int((signs * counted).sum()) if scales[record].any() else 0
+        upper = [round(Fraction(int(q), 256)) for q in query.reshape(-1, 8)[sorted(places)].ravel()]
+        counted = [max(-31, min(31, u)) for u in upper]
+        return int((signs.ravel() * np.array(counted)).sum()) if scales[record].any() else 0
 
     looks = {i: look(i) for i in range(len(rows)) if leading[i]}
     chosen = sorted((-look, i) for i, look in looks.items() if look > 0)[:kept]
@@ -66,7 +69,7 @@ def plainly(
     st.integers(3, 12),
     st.integers(1, 6),
     st.integers(1, 12),
-    st.sampled_from([1, 3, 8192]),
+    st.sampled_from([128, 256, 900, 8192]),
     st.data(),
 )
 def test_large_indices_are_scored_by_the_formula_in_plain_integers(
@@ -87,11 +90,11 @@ def test_of_equal_looks_the_smaller_numbers_are_kept() -> None:
     signs = np.full((9, 2), 255, np.uint8)
     signs[4, 1] = 0
     short = short_rows(signs, np.ones((9, 1), np.uint32))
-    query = np.ones(16, np.int32)
+    query = np.full(16, 256, np.int32)
     assert likeliest(query, short, np.ones(9, np.bool_), 3).tolist() == [0, 1, 2]
     leading = np.arange(9) != 1
     assert likeliest(query, short, leading, 3).tolist() == [0, 2, 3]
-    query[:8] = 3
+    query[:8] = 3 * 256
     signs[7] = 0
     short = short_rows(signs, np.ones((9, 1), np.uint32))
     assert likeliest(query, short, leading, 7).tolist() == [0, 2, 3, 4, 5, 6, 8]
@@ -167,15 +170,26 @@ def test_an_erased_row_is_looked_at_in_vain_and_changes_no_others_score(
     assert after[without].tolist() == gone.tolist()
 
 
+def test_an_erased_row_takes_nobodys_place_even_where_zeros_look_best() -> None:
+    signs, scales = np.zeros((3, 4), np.uint8), np.ones((3, 1), np.uint32)
+    signs[1:, 0], scales[0] = 0x0F, 0
+    query = np.full(32, -4000, np.int32)
+    short = short_rows(signs, scales)
+    assert likeliest(query, short, np.ones(3, np.bool_), 1).tolist() == [1]
+    assert likeliest(
+        query, short_rows(signs, np.ones((3, 1), np.uint32)), np.ones(3, np.bool_), 1
+    ).tolist() == [0]
+
+
 def test_short_parts_that_are_kept_give_what_taking_them_anew_gives() -> None:
     query, rows, scales, shapes, _ = planted(40, 0.2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(first_look, "RECORDS_SCANNED", 4)
         patch.setattr(first_look, "RECORDS_KEPT", 7)
-        patch.setattr(first_look, "_ROWS_AT_ONCE", 9)
+        patch.setattr(first_look, "_ROWS_AT_ONCE", 32)
         short, everyone = short_rows(rows, scales), np.ones(40, np.bool_)
         kept = looked_scores(query, rows, scales, shapes, everyone, short)
         patch.setattr(first_look, "_ROWS_AT_ONCE", 64)
         assert looked_scores(query, rows, scales, shapes, everyone).tolist() == kept.tolist()
-        assert short.signs.shape == (40, LOOKED_BYTES)
+        assert short.signs.shape in ((40, LOOKED_BYTES), (2, LOOKED_BYTES, 32))
         assert np.count_nonzero(kept) == 7

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attribution import exact, signs
+from attribution import exact, first_look, signs
 from attribution.signs import integer_query, scan, sign_bytes
 from attribution.whitening import FactorShape
 from tests.profiles import examples
@@ -49,7 +49,7 @@ def both(query: Query, rows: Rows, scales: Scales, shapes: list[FactorShape]) ->
 def queries(draw: st.DrawFn, shapes: list[FactorShape]) -> Query:
     """Padded as `integer_query` pads: of all sizes, of the largest magnitudes, of one sign, of nothing."""
     random = np.random.default_rng(draw(st.integers(0, 1 << 20)))
-    top = draw(st.sampled_from([1, 37, 900, 4000, LARGEST - 1, LARGEST]))
+    top = draw(st.sampled_from([1, 37, 127, 128, 900, 4000, LARGEST - 1, LARGEST]))
     parts = []
     for shape in shapes:
         kind = draw(st.sampled_from(["any", "ends", "positive", "negative", "zero"]))
@@ -121,7 +121,9 @@ def test_files_that_only_may_be_read_are_scanned_where_they_are(tmp_path: Path) 
 
 
 @needs_kernels
-@pytest.mark.parametrize("value", [-8192, -8191, -8129, -8128, -65, -64, -1, 0, 63, 64, 127, 128, 8191, 8192])
+@pytest.mark.parametrize(
+    "value", [-8192, -8191, -8129, -8128, -128, -127, -65, -64, -1, 0, 63, 64, 127, 128, 8191, 8192]
+)
 def test_limbs_of_every_query_are_bytes_that_give_it_back(value: int) -> None:
     from attribution.exact.fused.scanning import limbs_of
 
@@ -148,6 +150,72 @@ def test_nothing_beyond_the_last_row_is_read(records: int) -> None:
     scales, query = np.ones((records, 1), np.uint32), np.arange(400, dtype=np.int32)
     plain, found = both(query, rows, scales, shapes_of([400]))
     assert found == plain
+
+
+@needs_kernels
+@settings(max_examples=examples(40))
+@given(
+    st.integers(0, 1 << 20),
+    st.integers(1, 600),
+    st.integers(1, 100),
+    st.sampled_from([0, 1, 7, 30, 31, 32]),
+    st.sampled_from(["any", "ends", "positive", "negative"]),
+    st.sampled_from([0, 255, None]),
+)
+def test_looks_by_the_kernel_are_those_that_are_counted(
+    seed: int, width: int, records: int, top: int, kind: str, bits: int | None
+) -> None:
+    random = np.random.default_rng(seed)
+    query = random.integers(-top, top + 1, 8 * width).astype(np.int32)
+    if kind != "any":
+        query = np.where(random.random(query.shape) < 0.5, top, -top).astype(np.int32)
+    query = {"positive": np.abs(query), "negative": -np.abs(query)}.get(kind, query)
+    rows = random.integers(0, 256, (records, width), np.uint8) if bits is None else None
+    rows = np.full((records, width), bits, np.uint8) if rows is None else rows
+    places, counted = np.arange(width), np.ones(records, np.bool_)
+    plain = first_look._looks(query * 256, first_look.ShortRows(places, rows, counted))
+    exact.set_backend("fused")
+    with mock.patch.object(first_look, "looked_places", return_value=places):
+        short = first_look.short_rows(rows, np.ones((records, 1), np.uint32))
+    exact.set_backend(None)
+    assert short.signs.shape == (-(-records // 32), width, 32)
+    assert first_look._looks(query * 256, short).tolist() == plain.tolist()
+
+
+@needs_kernels
+@settings(max_examples=examples(30))
+@given(st.data(), SIZES, st.lists(st.integers(0, 30), max_size=40))
+def test_chosen_rows_have_the_scores_that_they_have_among_all(
+    data: st.DataObject, sizes: list[int], numbers: list[int]
+) -> None:
+    shapes = shapes_of(sizes)
+    query, width = data.draw(queries(shapes)), sum(map(sign_bytes, shapes))
+    random = np.random.default_rng(data.draw(st.integers(0, 1 << 20)))
+    rows = random.integers(0, 256, (31, width + 3), np.uint8)[:, 3:]
+    scales, chosen = (
+        random.integers(0, 1 << 25, (31, len(shapes))).astype(np.uint32),
+        np.array(numbers, np.int64),
+    )
+    expected = np.array(scan(query, rows, scales, shapes), np.int64)[chosen].tolist()
+    for backend in (PLAIN, None):
+        exact.set_backend(backend)
+        try:
+            found = signs.integer_scores(query, rows, scales[chosen], shapes, chosen)
+        finally:
+            exact.set_backend(None)
+        assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("backend", [PLAIN, None])
+@pytest.mark.parametrize("numbers", [[0, 3], [-1]])
+def test_chosen_rows_that_are_not_there_are_refused(backend: str | None, numbers: list[int]) -> None:
+    rows, scales = np.zeros((3, 5), np.uint8), np.ones((len(numbers), 1), np.uint32)
+    exact.set_backend(backend)
+    try:
+        with pytest.raises(ValueError, match="chosen"):
+            signs.integer_scores(np.ones(40, np.int32), rows, scales, shapes_of([40]), np.array(numbers))
+    finally:
+        exact.set_backend(None)
 
 
 @needs_kernels

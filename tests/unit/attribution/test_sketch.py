@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attribution import exact
-from attribution.signs import scan
+from attribution.signs import rounded_shift, scan
 from attribution.sketch import (
     GOLDEN,
     WIDTH_MIN,
     WIDTH_SMALL,
-    rounded_shift,
     sketch_query,
     sketch_rows,
     sketched,
