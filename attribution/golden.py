@@ -304,7 +304,7 @@ CASES = (
     Case("gradients", gradients, _tokens(*TEXTS[:3]), True),
     Case("adapter", trained_adapter, 3 * _tokens(*TEXTS[:4]), False),
     Case("index root", index_root, _tokens(*TEXTS), False),
-    Case("sketched rows", sketched_rows, 0, True),
+    Case("sketched rows", sketched_rows, 0, True, by_backend=False),
     Case("scores", scores, _tokens(PROMPT) + len(ANSWER), False),
     Case("shares", shares, 0, False),
     Case("spans", spans, 0, True, by_backend=False),

@@ -1,6 +1,6 @@
 """Rows of a fixed size for wide models: whitened coordinates are CountSketched before the signs are taken.
 
-A row of `attribution.signs` has one bit a coordinate, 15 kB for the shipped base at rank 16 and 300 kB for a model of
+A row of `attribution.signs` has one bit a coordinate, 15 kB for the shipped base at rank 16 and 250 kB for a model of
 135 million parameters at rank 8. A **sketch** of width D (a power of two) adds every coordinate, with a sign, to one of
 D sums, and the row has one bit a sum (CountSketch: Charikar, Chen and Farach-Colton 2002). Inner products of
 sketches are those of the coordinates in expectation; the error of one falls with the root of D.
