@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from attribution.adapter import adapter_to_bytes
+from attribution.adapter import Adapter, adapter_to_bytes
 from attribution.checkpoint import save_base
 from attribution.generation import generate
-from attribution.index import Index
+from attribution.index import INDEX_VERSION_SKETCHED, Index
+from attribution.scores import score
 from node.ledger.erased import erase_records
 from node.ledger.openings import TOKENS_MAX
 from node.ledger.records import encode_records, records_root
-from node.ledger.results import SHARES_TOTAL, AuditResult, AuditStatus
+from node.ledger.results import SHARES_TOTAL, AuditResult, AuditStatus, audit_result_hash
 from node.recompute.jobs import (
     AuditDone,
     AuditJob,
@@ -43,29 +44,29 @@ POSITIONS = BASE.config.max_position_embeddings
 class Desk:
     """Files of one node, and its engine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: Adapter = ADAPTER) -> None:
         self.blobs = BlobStore(folder / "blobs", 1 << 24)
         self.base = folder / f"{BASE.hash.hex()}.safetensors"
         save_base(BASE, self.base)
-        self.adapter = self.blobs.path(self.blobs.put(adapter_to_bytes(ADAPTER)))
+        self.adapter = self.blobs.path(self.blobs.put(adapter_to_bytes(adapter)))
         names = [self.blobs.put(encode_records(part)) for part in (RECORDS[:3], RECORDS[3:])]
         self.index = folder / "index"
         self.engine = Engine("cpu", "auto", 1)
         self.index_job = IndexJob(
             str(self.base),
             str(self.adapter),
-            ADAPTER.hash,
+            adapter.hash,
             tuple(str(self.blobs.path(name)) for name in names),
             str(self.index),
         )
         built = self.engine.perform(self.index_job)
         assert isinstance(built, IndexBuilt)
         self.root = built.index_root
-        output = tuple(generate(BASE, ADAPTER, PROMPT, NEW_TOKENS))
+        output = tuple(generate(BASE, adapter, PROMPT, NEW_TOKENS))
         self.audit = AuditJob(
             str(self.base),
             str(self.adapter),
-            ADAPTER.hash,
+            adapter.hash,
             str(self.index),
             self.root,
             ((ANN, 3), (BEN, 2)),
@@ -97,6 +98,22 @@ def test_a_true_output_is_paid_in_full_and_two_machines_agree_on_every_byte(
     other = tmp_path / "other"
     other.mkdir()
     assert Desk(other).done() == found
+
+
+def test_an_adapter_of_many_coordinates_is_audited_by_sketched_rows_and_the_result_says_so(
+    tmp_path: Path,
+) -> None:
+    wide = tiny_adapter(BASE, rank=256, alpha=256)
+    desk = Desk(tmp_path, wide)
+    index = Index.open(desk.index, desk.root)
+    assert index.header.version == INDEX_VERSION_SKETCHED
+    found = desk.done()
+    output = desk.audit.output_ids
+    scores = score(BASE, wide, index, PROMPT, output).values
+    expected = audit_result_hash(wide.hash, desk.root, 3, PROMPT, output, scores, found.shares, found.status)
+    assert found.result_hash == expected
+    assert sum(share for _, share in found.shares) == SHARES_TOTAL
+    assert {ANN, BEN} & {address for address, _ in found.shares}
 
 
 def test_a_false_output_is_the_providers_fault_whatever_is_false_about_it(desk: Desk) -> None:
