@@ -56,7 +56,7 @@ _FLUSHED = POSITIONS_MAX // CHUNK
 
 @part
 def copy_rest(rows: Any, step: Any, count: Any, size: Any, spare: Any) -> Any:
-    """The last bytes of the last rows, zeros in all other places of spare (32, 16)."""
+    """`size` bytes of each of `count` rows, zeros in all other places of spare (rows, bytes)."""
     spare[:] = 0
     for r in range(count):
         for k in range(size):
@@ -168,15 +168,6 @@ def look_rows(blocks: Any, tables: Any, constant: Any, looks: Any) -> Any:
             looks[group * LANES + r] = 2 * totals[r] + constant
 
 
-@part
-def copy_short(rows: Any, step: Any, count: Any, size: Any, spare: Any) -> Any:
-    """Fewer bytes than a block of each row, zeros behind them in spare (8, 8)."""
-    spare[:] = 0
-    for r in range(count):
-        for k in range(size):
-            spare[r, k] = byte_at(rows + r * step + k)
-
-
 @kernel
 def scan_masked(
     rows: Any, step: Any, chosen: Any, ends: Any, limbs: Any, constants: Any, scales: Any, scores: Any
@@ -203,7 +194,7 @@ def scan_masked(
                 for r in range(first + count, min(first + count + ROWS, records)):
                     fetch_ahead(rows + chosen[r] * step + start, step, 1, size)
             if size < BLOCK_BYTES:
-                copy_short(at, between, count, size, spare)
+                copy_rest(at, between, count, size, spare)
                 size, at, apart = BLOCK_BYTES, spare.ctypes.data, BLOCK_BYTES
             if count == ROWS:
                 add_rows(at, apart, size, table, there)
