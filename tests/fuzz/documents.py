@@ -6,7 +6,7 @@ import atexit
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from attribution.config import ModelConfig
 from attribution.errors import BadAdapter, BadModel, BadRecipe
 from attribution.index import HEADER_BYTES_MAX, Index, IndexFileError, IndexHeader
 from attribution.recipe import Recipe
+from attribution.whitening import FactorShape
 from consensus.codec import decode, encode
 from consensus.errors import CodecError
 from node.config import CONFIG_BYTES_MAX, Config, load_config, render_toml
@@ -80,7 +81,7 @@ def document_targets() -> list[Target]:
             "index-header",
             IndexHeader.decode,
             IndexHeader.encode,
-            (content.index().header.encode(),),
+            _index_headers(),
             (IndexFileError,),
             sender="disk",
         ),
@@ -88,7 +89,7 @@ def document_targets() -> list[Target]:
             "index",
             _open_index,
             None,
-            (content.index().header.encode(),),
+            _index_headers(),
             (IndexFileError,),
             HEADER_BYTES_MAX,
             "attribution/index.py",
@@ -106,6 +107,13 @@ def document_targets() -> list[Target]:
         ),
         *_text_targets(),
     ]
+
+
+def _index_headers() -> tuple[bytes, ...]:
+    """Of rows of signs, and of sketched ones."""
+    header = content.index().header
+    wide = tuple(FactorShape(f"{name}.B", 1 << 9, 1 << 8) for name in ("a", "b"))
+    return header.encode(), replace(header, shapes=wide).encode()
 
 
 def _text_targets() -> list[Target]:
