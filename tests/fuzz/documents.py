@@ -89,7 +89,7 @@ def document_targets() -> list[Target]:
             "index",
             _open_index,
             None,
-            _index_headers(),
+            (content.index().header.encode(),),
             (IndexFileError,),
             HEADER_BYTES_MAX,
             "attribution/index.py",
