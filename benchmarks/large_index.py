@@ -120,6 +120,8 @@ def made(folder: Path, count: int, trained: int, strangers: int) -> dict[str, An
     done = folder / "made.json"
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_text())
+        if (found["records"], found["training"]["records"]) != (count, min(trained, count)):
+            raise SystemExit(f"{folder} has {found['records']} records, of another run: another --folder")
         return found
     texts = drawn(count + strangers)
     records, base = texts[:count], load_base(BASE_PATH)
