@@ -132,9 +132,9 @@ def attribute(scores: Scores, owners: Sequence[bytes], floor_ppm: int = FLOOR_PP
     """Shares of 10^9 for the owners of an index's records, and what is left unattributed (formula above).
 
     ``owners[i]`` is the non-empty id of record i's contributor. Raises ``ValueError`` if their number differs from
-    the records', an id that would be paid is empty, or ``floor_ppm`` lies outside [0, 10^6].
+    the records', an id is empty, or ``floor_ppm`` lies outside [0, 10^6].
     """
-    if len(owners) != len(scores.values):
+    if len(owners) != len(scores.values) or not all(owners):
         raise ValueError("every record needs the id of one owner")
     if not 0 <= floor_ppm <= COSINE_ONE_PPM:
         raise ValueError("the floor is a cosine in parts per million")
@@ -144,10 +144,7 @@ def attribute(scores: Scores, owners: Sequence[bytes], floor_ppm: int = FLOOR_PP
         if scores.rows.leaders[index] == index:
             squared = scores.cosine_squared(index)
             if squared >= least:
-                owner = owners[index]
-                if not owner:
-                    raise ValueError(f"record {index} has no owner")
-                weights[owner] = weights.get(owner, 0) + squared
+                weights[owners[index]] = weights.get(owners[index], 0) + squared
     parts = largest_remainder(weights)
     unattributed = parts.pop(b"")
     return Shares(tuple(sorted((owner, part) for owner, part in parts.items() if part)), unattributed)

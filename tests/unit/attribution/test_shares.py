@@ -107,6 +107,8 @@ def test_floors_and_owners_out_of_range_are_refused() -> None:
     for owners in ([], [b""], [b"alice", b"bob"]):
         with pytest.raises(ValueError, match="owner"):
             attribute(with_cosines(1), owners, 0)
+    with pytest.raises(ValueError, match="owner"):
+        attribute(with_cosines(900_000, -1), [b"alice", b""], 0)  # also of a record that earns nothing
 
 
 @pytest.mark.parametrize(
